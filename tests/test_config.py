@@ -1,0 +1,62 @@
+"""The configuration: read, checked, overridden, written; every mistake is named."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from saysee.config import Config, bundled_configs, load_config
+from saysee.errors import SayseeError
+
+
+@pytest.mark.parametrize("name", bundled_configs())
+def test_a_bundled_recipe_is_valid_and_survives_json(name: str) -> None:
+    config = load_config(name)
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_overrides_win_over_the_file_and_keep_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("training: {steps: 7, seed: 3}\nmodel: {speech_backbone: {layers: [1, 2]}}\n")
+    config = load_config(str(path), ["--training.steps", "9", "--loss.same_image", "excluded"])
+    assert (config.training.steps, config.training.seed) == (9, 3)
+    assert config.loss.same_image == "excluded"
+    assert config.model.speech_backbone.layers == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("modle: {width: 8}", "modle"),
+        ("model: {widht: 8}", "widht"),
+        ("model: {width: wide}", "model.width"),
+        ("model: {width: 10, heads: 4}", "ModelConfig.width is 10; allowed: a multiple of heads"),
+        ("model: {initial_temperature: 0.9}", "initial_temperature is 0.9; allowed: from 0.001 to 0.5"),
+        ("model: {speech_backbone: {layers: []}}", "layers"),
+        ("model: {speech_backbone: {max_seconds: 31}}", "at most 30 for Whisper"),
+        ("model: {image_backbone: {tokens: queries}}", "tokens"),
+        ("loss: {same_image: ignored}", "same_image"),
+        ("loss: {queue_size: -1}", "LossConfig.queue_size is -1; allowed: 0 or more"),
+        ("loss: {queue_size: 0, image_negatives_from: queue}", "`batch` when queue_size is 0"),
+        ("loss: {distillation_alpha: 1.5}", "distillation_alpha is 1.5; allowed: from 0 to 1"),
+        ("training: {learning_rate: 0}", "learning_rate is 0"),
+        ("training: {betas: [0.9, 1.0]}", "betas"),
+        ("search: {rerank: 0}", "rerank is 0"),
+        ("- a list", "holds list"),
+        ("model: [", "not valid YAML"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_it(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(SayseeError) as caught:
+        load_config(str(path))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_recipe_lists_the_known_ones() -> None:
+    with pytest.raises(SayseeError, match=r"bundled recipes:.*tiny"):
+        load_config("no-such-recipe")
+    with pytest.raises(SayseeError, match="unrecognized"):
+        load_config("tiny", ["--training.stepz", "3"])
