@@ -1,0 +1,131 @@
+"""Flickr8k Audio Captions, as published: 40,000 recordings [1] of the written captions of 8,000 photographs [2].
+
+[1] Harwath and Glass, Deep Multimodal Semantic Embeddings for Speech and Images, ASRU 2015:
+    `wavs/<image>_<0-4>.wav`, `wav2capt.txt` (`<wav> <image.jpg> #<n>`), `wav2spk.txt` (`<wav> <speaker>`).
+[2] Hodosh, Young and Hockenmaier, Framing Image Description as a Ranking Task, JAIR 2013: `Flickr8k.token.txt`
+    (`<image.jpg>#<n>`, a tab, the caption), `Flickr_8k.{train,dev,test}Images.txt`, and the folder of photographs.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from saysee.data.manifest import SPLITS, Manifest, ManifestError, Prepared, Split, SpokenCaption, read_utf8
+from saysee.errors import SayseeError
+
+IMAGE_FOLDERS = ("Flicker8k_Dataset", "Flickr8k_Dataset", "images")  # the first is the published spelling
+
+_SPLIT_LISTS: dict[Split, str] = {split: f"Flickr_8k.{split}Images.txt" for split in SPLITS}
+_TEXT_FILES = ("wav2capt.txt", "wav2spk.txt", "Flickr8k.token.txt", *_SPLIT_LISTS.values())
+
+
+def prepare(folder: Path) -> Prepared:
+    """Make a manifest of Flickr8k Audio Captions with the published splits.
+
+    The files may lie in the folder itself or one level below, as in the archives' own folders `flickr_audio` and
+    `Flickr8k_text`. What is in no split or has no recording is left out and counted in the notes.
+
+    Args:
+        folder: of the corpus.
+
+    Raises:
+        ManifestError: all faults: parts of the corpus that are not there, lines of another form, a recording that is
+            listed twice or lacks its file, speaker or written caption, an image that lacks its file or is in two
+            splits.
+        SayseeError: the folder is not there.
+    """
+    if not folder.is_dir():
+        raise SayseeError(f"{str(folder)!r} is not a folder; give the one with wavs, wav2capt.txt and the images")
+    folder = folder.resolve()
+    texts, wavs, images = _find_parts(folder)
+
+    faults: list[str] = []
+    split_of: dict[str, Split] = {}
+    for split, name in _SPLIT_LISTS.items():
+        for (image,) in _fields(texts[name], r"(\S+)", "<image.jpg>", faults):
+            if split_of.setdefault(image, split) != split:
+                faults.append(f"{name}: {image!r} is in {split_of[image]} as well; keep it in one list")
+    voices = _fields(texts["wav2spk.txt"], r"(\S+)\s+(\S+)", "<wav> <speaker>", faults)
+    speaker_of = {row[0]: row[1] for row in voices}
+    tokens = _fields(texts["Flickr8k.token.txt"], r"(\S+#\d+)\t\s*(.+)", "<image.jpg>#<n>, a tab, <caption>", faults)
+    text_of = {row[0]: row[1] for row in tokens}
+    listed = _fields(texts["wav2capt.txt"], r"(\S+)\s+(\S+)\s+(#\d+)", "<wav> <image.jpg> #<n>", faults)
+
+    wav_files = {path.name for path in wavs.glob("*.wav")}
+    image_files = {path.name for path in images.glob("*.jpg")}
+    captions: dict[str, SpokenCaption] = {}
+    for wav, image, number in listed:
+        if image not in split_of:
+            continue
+        faults += [
+            f"{wav!r} {fault}"
+            for fails, fault in (
+                (wav in captions, "is listed twice in wav2capt.txt; remove one line"),
+                (wav not in wav_files, f"is not in {wavs.name}; put it there or remove its line from wav2capt.txt"),
+                (wav not in speaker_of, "has no speaker in wav2spk.txt; add a line for it"),
+                (image + number not in text_of, f"has no written caption {image + number} in Flickr8k.token.txt"),
+            )
+            if fails
+        ]
+        captions[wav] = SpokenCaption(
+            id=wav.removesuffix(".wav"),
+            audio=wavs / wav,
+            image_id=image,
+            image=images / image,
+            text=text_of.get(image + number),
+            speaker=speaker_of.get(wav),
+            language="en",
+            split=split_of[image],
+        )
+    manifest = Manifest("image", tuple(captions.values()))
+    spoken_of = manifest.images()
+    faults += [
+        f"{image!r} is not in {images.name}; put it there or remove it from its split"
+        for image in spoken_of
+        if image not in image_files
+    ]
+    if faults:
+        raise ManifestError(str(folder), faults)
+    left_out = {
+        "images in no split": len(image_files - split_of.keys()),
+        "images of the splits without a recording": len(split_of.keys() - spoken_of.keys()),
+        "recordings of images in no split": sum(image not in split_of for _, image, _ in listed),
+        "wav files that wav2capt.txt does not list": len(wav_files - {wav for wav, _, _ in listed}),
+    }
+    return Prepared(
+        manifest, [manifest.summary(), *(f"left out: {count:,} {what}" for what, count in left_out.items() if count)]
+    )
+
+
+def _find_parts(folder: Path) -> tuple[dict[str, Path], Path, Path]:
+    places = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
+
+    def first(names: Sequence[str], pattern: str = "") -> Path | None:
+        found = (path for place in places for name in names if (path := place / name).exists())
+        # the archives of the images hold a folder of the same name: the one that counts is the one with the files
+        return next((path for path in found if not pattern or any(path.glob(pattern))), None)
+
+    texts = {name: first([name]) for name in _TEXT_FILES}
+    wavs, images = first(["wavs"], "*.wav"), first(IMAGE_FOLDERS, "*.jpg")
+    faults = [f"{name} is missing" for name, path in texts.items() if path is None]
+    if wavs is None:
+        faults.append("a folder wavs with *.wav in it is missing")
+    if images is None:
+        faults.append(f"a folder with *.jpg in it is missing; it is named {' or '.join(IMAGE_FOLDERS)}")
+    if faults or wavs is None or images is None:
+        where = "; looked for in the folder itself and one level below"
+        raise ManifestError(str(folder), [fault + where for fault in faults])
+    return {name: path for name, path in texts.items() if path is not None}, wavs, images
+
+
+def _fields(path: Path, pattern: str, form: str, faults: list[str]) -> list[tuple[str, ...]]:
+    """Return what the pattern's groups match in each line that is not blank; other lines become faults."""
+    rows = []
+    for number, line in enumerate(read_utf8(path).split("\n"), start=1):
+        content = line.strip()
+        match = re.fullmatch(pattern, content)
+        if match:
+            rows.append(match.groups())
+        elif content:
+            faults.append(f"{path.name} line {number}: {content!r} is not of the form {form}")
+    return rows

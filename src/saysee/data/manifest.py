@@ -1,0 +1,258 @@
+"""The manifest: which recording belongs to which picture, and which split has it.
+
+JSON Lines. The first line is a header, `{"saysee_manifest": 1, "split_by": "image"}`; each further line is one
+`SpokenCaption` with exactly its attributes as keys. Paths in the file are relative to the manifest's folder, with `/`,
+when they lie below it, so that a corpus can be moved as a whole; else they are absolute. In memory all are absolute.
+"""
+
+import json
+import os
+import reprlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from saysee.errors import SayseeError
+from saysee.files import write_text
+
+FORMAT_VERSION = 1
+
+Split = Literal["train", "dev", "test"]
+SplitBy = Literal["image", "speaker", "recording"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+SPLIT_BY: tuple[SplitBy, ...] = get_args(SplitBy)
+
+_HEADER = ("saysee_manifest", "split_by")
+_NULLABLE = ("text", "speaker", "language")
+_COLUMNS = ("id", "audio", "image_id", "image", *_NULLABLE, "split")
+
+
+class ManifestError(SayseeError):
+    """A manifest, or a corpus that one is made from, with its faults: all that were found, one line each.
+
+    Attributes:
+        source: what has the faults, a file or a folder.
+        faults: one line for each.
+    """
+
+    def __init__(self, source: str, faults: Sequence[str]) -> None:
+        super().__init__(source, faults)
+        self.source = source
+        self.faults = list(faults)
+
+    def __str__(self) -> str:
+        count = len(self.faults)
+        return "\n  ".join([f"{self.source}: {count} fault{'' if count == 1 else 's'}", *self.faults])
+
+
+@dataclass(frozen=True, slots=True)
+class SpokenCaption:
+    """One recording that speaks about one picture.
+
+    Attributes:
+        id: names this record; unique in the manifest.
+        audio: absolute path of the recording.
+        image_id: identity of the picture: captions with the same `image_id` are positives of each other.
+        image: absolute path of the picture.
+        text: what is said, if written down; never needed for training.
+        speaker: whose voice it is, if known.
+        language: of the recording, if known.
+        split: which part of the corpus has it.
+    """
+
+    id: str
+    audio: Path
+    image_id: str
+    image: Path
+    text: str | None
+    speaker: str | None
+    language: str | None
+    split: Split
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A corpus, divided.
+
+    Attributes:
+        split_by: what the splits separate. `image`: no image stands in two splits, so what is measured is unseen
+            pictures. `speaker`: no speaker does; images may. `recording`: only the recording itself is unseen (ours,
+            for small corpora in which a picture has one recording by each voice).
+        captions: in the order of the file.
+    """
+
+    split_by: SplitBy
+    captions: tuple[SpokenCaption, ...]
+
+    def of(self, split: Split) -> tuple[SpokenCaption, ...]:
+        """Return the captions of one split, in order."""
+        return tuple(caption for caption in self.captions if caption.split == split)
+
+    def images(self, split: Split | None = None) -> dict[str, Path]:
+        """Return image_id -> path of the images (of one split: its gallery), in the order of first appearance."""
+        images: dict[str, Path] = {}
+        for caption in self.captions:
+            if split is None or caption.split == split:
+                images.setdefault(caption.image_id, caption.image)
+        return images
+
+    def summary(self) -> str:
+        """Return one line with the numbers of pictures and recordings, for a person to read."""
+        parts = ", ".join(f"{split} {len(self.of(split)):,}" for split in SPLITS)
+        return f"{len(self.images()):,} pictures, {len(self.captions):,} recordings ({parts}), split by {self.split_by}"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a corpus's `prepare` returns.
+
+    Attributes:
+        manifest: made from the corpus; `saysee.data.validate` has not seen it yet.
+        notes: what was counted and what was left out, one line each, to be printed.
+    """
+
+    manifest: Manifest
+    notes: list[str]
+
+
+def read_utf8(path: Path) -> str:
+    """Return a text file's content; a byte order mark at its start is dropped, line ends stay as they are.
+
+    Raises:
+        ManifestError: the file cannot be read or is not UTF-8.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ManifestError(str(path), [f"it cannot be read ({error.strerror}); give a file that is there"]) from None
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        text = error.object  # without the byte order mark, as `start` counts
+        line = text.count(b"\n", 0, error.start) + 1
+        fault = f"line {line}: byte 0x{text[error.start]:02x} is not UTF-8; save the file as UTF-8"
+        raise ManifestError(str(path), [fault]) from None
+
+
+def parse_json(line: str) -> Any:
+    """Return the value of one line of JSON Lines.
+
+    Raises:
+        ValueError: with a message that needs only the number of the line before it.
+    """
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"invalid JSON ({error.msg}, column {error.colno})") from None
+    except (ValueError, RecursionError) as error:  # a number of 10,000 digits, 10,000 brackets
+        raise ValueError(f"invalid JSON ({error})") from None
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read a manifest's form. Whether its content holds together is asked by `saysee.data.validate`.
+
+    Args:
+        path: of the JSON Lines file; relative paths in it start at its folder.
+
+    Raises:
+        ManifestError: with all faults that were found: no such file, not UTF-8, a bad header, a newer format version,
+            invalid JSON, an unknown or missing column, a value of the wrong type, an unknown split.
+    """
+    first, *lines = read_utf8(path).split("\n")
+    try:
+        header = parse_json(first)
+    except ValueError:
+        header = None
+    faults = [f"line 1: {fault}" for fault in _header_faults(header)]
+    if isinstance(header, dict) and _is_newer(header.get("saysee_manifest")):
+        # a newer format may have other columns: a fault for every record would hide the one that matters
+        raise ManifestError(str(path), faults)
+    folder = path.parent.resolve()
+    captions = []
+    for number, line in enumerate(lines, start=2):
+        if not line.strip():
+            continue
+        try:
+            record = parse_json(line)
+        except ValueError as error:
+            faults.append(f"line {number}: {error}")
+            continue
+        if record_faults := _record_faults(record):
+            id_ = record.get("id") if isinstance(record, dict) else None
+            name = f" ({id_!r})" if isinstance(id_, str) else ""
+            faults += [f"line {number}{name}: {fault}" for fault in record_faults]
+        else:
+            paths = {name: _absolute(folder, record[name]) for name in ("audio", "image")}
+            captions.append(SpokenCaption(**{**record, **paths}))
+    if faults:
+        raise ManifestError(str(path), faults)
+    return Manifest(header["split_by"], tuple(captions))
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Write a manifest atomically; `read_manifest` gives it back as it was.
+
+    Args:
+        path: of the JSON Lines file. Recordings and pictures below its folder are written relative to it.
+        manifest: its paths must be absolute and without `..`.
+    """
+    folder = path.parent.resolve()
+    lines = [_line({"saysee_manifest": FORMAT_VERSION, "split_by": manifest.split_by})]
+    for caption in manifest.captions:
+        record = {name: getattr(caption, name) for name in _COLUMNS}
+        for name in ("audio", "image"):
+            file: Path = record[name]
+            record[name] = file.relative_to(folder).as_posix() if file.is_relative_to(folder) else str(file)
+        lines.append(_line(record))
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def _line(record: dict[str, Any]) -> str:
+    # written to be read, so `ñ` stays `ñ`; only what an editor cannot show, or UTF-8 cannot hold (a lone surrogate, as
+    # in a file name that is not UTF-8), becomes an escape
+    line = json.dumps(record, ensure_ascii=False)
+    return line if line.isprintable() else json.dumps(record)
+
+
+def _absolute(folder: Path, text: str) -> Path:
+    # normpath: one file must be one path when `validate` compares them; `resolve` would ask the disk for each of them
+    return Path(os.path.normpath(folder / text))
+
+
+def _is_newer(version: object) -> bool:
+    return isinstance(version, int) and version > FORMAT_VERSION
+
+
+def _header_faults(header: object) -> list[str]:
+    if not isinstance(header, dict) or "saysee_manifest" not in header:
+        example = _line({"saysee_manifest": FORMAT_VERSION, "split_by": "image"})
+        return [f"it is no header; a manifest starts with a line such as {example}"]
+    version, split_by = header["saysee_manifest"], header.get("split_by")
+    faults = []
+    if _is_newer(version):
+        faults.append(f"format version {version} is newer than {FORMAT_VERSION}, the newest known here; update saysee")
+    elif type(version) is not int or version < 1:
+        faults.append(f"format version {reprlib.repr(version)} does not exist; allowed: {FORMAT_VERSION}")
+    if split_by not in SPLIT_BY:
+        faults.append(f"split_by is {reprlib.repr(split_by)}; allowed: {', '.join(SPLIT_BY)}")
+    faults += [f"unknown key {name!r}; allowed: {', '.join(_HEADER)}" for name in header if name not in _HEADER]
+    return faults
+
+
+def _record_faults(record: object) -> list[str]:
+    if not isinstance(record, dict):
+        return [f"it holds {reprlib.repr(record)}; a record is an object such as {{'id': ...}}"]
+    faults = [f"unknown column {name!r}; allowed: {', '.join(_COLUMNS)}" for name in record if name not in _COLUMNS]
+    for name in _COLUMNS:
+        value = record.get(name)
+        if name not in record:
+            faults.append(f"missing column {name!r}" + ("; write null if unknown" if name in _NULLABLE else ""))
+        elif name in _NULLABLE:
+            if not isinstance(value, str | None):
+                faults.append(f"{name} is {reprlib.repr(value)}; allowed: a string or null")
+        elif not isinstance(value, str) or not value or "\0" in value:
+            faults.append(f"{name} is {reprlib.repr(value)}; allowed: a string that is not empty")
+        elif name == "split" and value not in SPLITS:
+            faults.append(f"unknown split {value!r}; allowed: {', '.join(SPLITS)}")
+    return faults

@@ -1,0 +1,162 @@
+"""Whether a manifest holds together: `structural_faults` reads the manifest alone, `file_faults` opens its files.
+
+`saysee validate` runs both. `train` runs the first, which is cheap, and meets the second while it extracts features.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from saysee.data.manifest import SPLITS, Manifest, Split, SpokenCaption
+from saysee.errors import AudioError, ImageError
+from saysee.features.audio import AudioLimits, load_waveform
+from saysee.features.image import load_image
+
+# ours: a shorter recording holds no word, and the longest known spoken caption (Flickr8k's) takes 323 s
+SHORTEST_SECONDS = 0.1
+LONGEST_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong.
+
+    Attributes:
+        record: id of the caption that shows it first; None where the manifest as a whole is at fault.
+        message: one line: what was found, what is allowed, what to do.
+    """
+
+    record: str | None
+    message: str
+
+    def __str__(self) -> str:
+        return self.message if self.record is None else f"{self.record!r}: {self.message}"
+
+
+def validate(manifest: Manifest, *, workers: int = 2, progress: bool = False) -> list[Fault]:
+    """Return all faults of a manifest and of the files it names; none means that it can be trained on.
+
+    Args:
+        manifest: to be checked.
+        workers: threads that decode files.
+        progress: whether to show a progress bar on standard error.
+    """
+    return structural_faults(manifest) + file_faults(manifest, workers=workers, progress=progress)
+
+
+def structural_faults(manifest: Manifest) -> list[Fault]:
+    """Return the faults that can be seen without opening a file.
+
+    They are: an id that stands twice, one image_id with two files, a split without captions, one recording in two
+    splits, and what `split_by` forbids: an image (by its id, or the same file under two ids) or a speaker in two
+    splits, or a caption without a speaker.
+    """
+    captions = manifest.captions
+    faults = _repeated_ids(captions) + _images_with_two_files(captions)
+    faults += [
+        Fault(None, f"no caption is in {split}; give the manifest all of {', '.join(SPLITS)}")
+        for split in SPLITS
+        if not manifest.of(split)
+    ]
+    faults += _in_two_splits(captions, lambda c: c.audio, "the recording", "one file belongs to one split")
+    if manifest.split_by == "image":
+        rule = "split_by image puts an image in one split"
+        faults += _in_two_splits(captions, lambda c: c.image_id, "image_id", rule)
+        # an id in two splits is listed above; here are the leaks that ids hide
+        several = [group for group in _grouped(captions, lambda c: c.image) if len({c.image_id for c in group}) > 1]
+        faults += _in_two_splits([c for group in several for c in group], lambda c: c.image, "the picture", rule)
+    elif manifest.split_by == "speaker":
+        faults += [
+            Fault(c.id, "no speaker is given, which split_by speaker needs; fill it in or choose another split_by")
+            for c in captions
+            if not c.speaker
+        ]
+        named = [c for c in captions if c.speaker]
+        faults += _in_two_splits(named, lambda c: c.speaker, "speaker", "split_by speaker puts a speaker in one split")
+    return faults
+
+
+def file_faults(manifest: Manifest, *, workers: int = 2, progress: bool = False) -> list[Fault]:
+    """Decode every recording and picture once and return what is missing, broken or of an absurd duration.
+
+    Args:
+        manifest: whose files are checked.
+        workers: threads.
+        progress: whether to show a progress bar on standard error.
+    """
+    from tqdm import tqdm
+
+    # path -> (check, id of the first caption that names it): each file is opened once however many captions share it
+    checks: dict[tuple[Callable[[Path], str | None], Path], str] = {}
+    for caption in manifest.captions:
+        checks.setdefault((_audio_fault, caption.audio), caption.id)
+        checks.setdefault((_image_fault, caption.image), caption.id)
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            messages = pool.map(lambda check: check[0](check[1]), checks)
+            bar = tqdm(messages, "checking files", total=len(checks), unit="file", disable=not progress)
+            return [Fault(id_, message) for id_, message in zip(checks.values(), bar, strict=True) if message]
+        except BaseException:  # Ctrl-C must not wait for the thousands of files that are still queued
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _audio_fault(path: Path) -> str | None:
+    try:
+        load_waveform(path, AudioLimits(min_seconds=SHORTEST_SECONDS, max_seconds=LONGEST_SECONDS))
+    except AudioError as error:
+        return str(error)
+    return None
+
+
+def _image_fault(path: Path) -> str | None:
+    try:
+        load_image(path)
+    except ImageError as error:
+        return str(error)
+    return None
+
+
+def _grouped(
+    captions: Iterable[SpokenCaption], key: Callable[[SpokenCaption], Hashable]
+) -> Iterable[list[SpokenCaption]]:
+    groups: dict[Hashable, list[SpokenCaption]] = defaultdict(list)
+    for caption in captions:
+        groups[key(caption)].append(caption)
+    return groups.values()
+
+
+def _repeated_ids(captions: Iterable[SpokenCaption]) -> list[Fault]:
+    return [
+        Fault(group[0].id, f"this id stands {len(group)} times; every record needs an id of its own")
+        for group in _grouped(captions, lambda c: c.id)
+        if len(group) > 1
+    ]
+
+
+def _images_with_two_files(captions: Iterable[SpokenCaption]) -> list[Fault]:
+    faults = []
+    for group in _grouped(captions, lambda c: c.image_id):
+        other = next((c for c in group if c.image != group[0].image), None)
+        if other is not None:
+            files = f"{str(group[0].image)!r} and, in {other.id!r}, {str(other.image)!r}"
+            faults.append(Fault(group[0].id, f"image_id {group[0].image_id!r} has two files, {files}; give one"))
+    return faults
+
+
+def _in_two_splits(
+    captions: Iterable[SpokenCaption], key: Callable[[SpokenCaption], str | Path | None], what: str, rule: str
+) -> list[Fault]:
+    faults = []
+    for group in _grouped(captions, key):
+        first_in: dict[Split, SpokenCaption] = {}
+        for caption in group:
+            first_in.setdefault(caption.split, caption)
+        if len(first_in) > 1:
+            first, *others = first_in.values()
+            where = " and ".join(f"{other.split} ({other.id!r})" for other in others)
+            message = f"{what} {str(key(first))!r} is in {first.split} and in {where}; {rule}"
+            faults.append(Fault(first.id, message))
+    return faults
