@@ -1,0 +1,141 @@
+"""Multimodal encoder: a recording's hidden states attend to a picture's tokens -> `match_logit`.
+
+The layers are ALBEF's (arXiv 2107.07651, section 3.1): self-attention, cross-attention to the picture, feed-forward.
+
+One recording is matched with several pictures and one picture with several recordings, in training (the pair and its
+hard negatives) as in search (the best k). What belongs to one side alone is therefore computed once for each side: the
+first layer's self-attention, which no picture has touched yet, and the queries that follow it, once a recording; keys
+and values of every cross-attention once a picture. And since only [CLS] is read in the end, the last layer computes
+nothing else. None of this changes the result; `tests/models/test_multimodal_encoder.py` compares it with the plain
+form.
+
+Shapes: S recordings, I pictures, M pairs, T = 1 + frames, P tokens, H width, N heads, d = H / N.
+"""
+
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from saysee.config import ModelConfig
+from saysee.models.attention import Attention, Dropout, FeedForward
+
+
+class PreparedSpeech(NamedTuple):
+    """The recordings' side of matching.
+
+    Attributes:
+        states: (S, T, H), after the first layer's self-attention.
+        queries: (S, N, T, d), of the first layer's cross-attention.
+        mask: (S, T), True where a frame is real.
+    """
+
+    states: Tensor
+    queries: Tensor
+    mask: Tensor
+
+    def select(self, index: Tensor) -> "PreparedSpeech":
+        """Take the recordings `index` (M,)."""
+        return PreparedSpeech(self.states[index], self.queries[index], self.mask[index])
+
+
+class PreparedImages(NamedTuple):
+    """The pictures' side of matching: keys and values (I, N, P, d) of each layer's cross-attention."""
+
+    keys_values: tuple[tuple[Tensor, Tensor], ...]
+
+    def select(self, index: Tensor) -> "PreparedImages":
+        """Take the pictures `index` (M,)."""
+        return PreparedImages(tuple((keys[index], values[index]) for keys, values in self.keys_values))
+
+
+class MultimodalLayer(nn.Module):
+    """Self-attention over the recording, cross-attention to the picture, feed-forward; each normalised before."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.self_norm = nn.LayerNorm(config.width)
+        self.self_attention = Attention(config.width, config.heads)
+        self.cross_norm = nn.LayerNorm(config.width)
+        self.cross_attention = Attention(config.width, config.heads)
+        self.feedforward_norm = nn.LayerNorm(config.width)
+        self.feedforward = FeedForward(config.width, config.feedforward_ratio, config.dropout)
+        self.dropout = Dropout(config.dropout)
+
+    def attend_to_speech(self, x: Tensor, mask: Tensor, only_cls: bool) -> Tensor:
+        """Self-attention over (M, T, H); with `only_cls` the [CLS] row alone asks, and (M, 1, H) comes back."""
+        normed = self.self_norm(x)
+        keys, values = self.self_attention.project_keys(normed)
+        if only_cls:
+            x, normed = x[:, :1], normed[:, :1]
+        queries = self.self_attention.project_queries(normed)
+        return cast(Tensor, x + self.dropout(self.self_attention.attend(queries, keys, values, mask)))
+
+    def ask(self, x: Tensor) -> Tensor:
+        """Return the queries (M, N, T, d) with which states (M, T, H) turn to the picture."""
+        return self.cross_attention.project_queries(self.cross_norm(x))
+
+    def attend_to_image(self, x: Tensor, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Cross-attention from states (M, T, H) to keys and values (M, N, P, d), then the feed-forward part."""
+        x = x + self.dropout(self.cross_attention.attend(queries, keys, values))
+        return cast(Tensor, x + self.feedforward(self.feedforward_norm(x)))
+
+
+class MultimodalEncoder(nn.Module):
+    """The fine stage's scorer: it says whether a recording speaks of a picture."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(MultimodalLayer(config) for _ in range(config.multimodal_layers))
+        self.output_norm = nn.LayerNorm(config.width)
+        self.head = nn.Linear(config.width, 2)
+
+    def prepare_speech(self, speech_hidden: Tensor, speech_mask: Tensor) -> PreparedSpeech:
+        """Compute what no picture changes, for `speech_hidden` (S, T, H) and its mask (S, T)."""
+        first: MultimodalLayer = self.layers[0]  # type: ignore[assignment]
+        states = first.attend_to_speech(speech_hidden, speech_mask, only_cls=len(self.layers) == 1)
+        return PreparedSpeech(states, first.ask(states), speech_mask)
+
+    def prepare_images(self, image_hidden: Tensor) -> PreparedImages:
+        """Compute what no recording changes, for projected tokens (I, P, H)."""
+        return PreparedImages(tuple(layer.cross_attention.project_keys(image_hidden) for layer in self.layers))  # type: ignore[union-attr,operator]
+
+    def forward(self, speech: PreparedSpeech, images: PreparedImages) -> Tensor:
+        """Score M pairs, row by row.
+
+        Returns:
+            `match_logit` (M,), float32: the log-odds of matched, which is the difference of the head's two logits.
+        """
+        x, queries, mask = speech
+        for number, (layer, (keys, values)) in enumerate(zip(self.layers, images.keys_values, strict=True)):
+            assert isinstance(layer, MultimodalLayer)
+            if number > 0:
+                x = layer.attend_to_speech(x, mask, only_cls=number == len(self.layers) - 1)
+                queries = layer.ask(x)
+            x = layer.attend_to_image(x, queries, keys, values)
+        not_matched, matched = self.head(self.output_norm(x[:, 0])).float().unbind(-1)
+        return torch.sub(matched, not_matched)
+
+    def match_pairs(
+        self,
+        speech_hidden: Tensor,
+        speech_mask: Tensor,
+        image_hidden: Tensor,
+        speech_index: Tensor,
+        image_index: Tensor,
+    ) -> Tensor:
+        """Score the pairs (speech_index[m], image_index[m]) of S recordings and I pictures.
+
+        Args:
+            speech_hidden: (S, T, H).
+            speech_mask: (S, T).
+            image_hidden: projected tokens (I, P, H).
+            speech_index: which recording each pair has (M,).
+            image_index: which picture each pair has (M,).
+
+        Returns:
+            `match_logit` (M,), float32.
+        """
+        speech = self.prepare_speech(speech_hidden, speech_mask).select(speech_index)
+        logit: Tensor = self(speech, self.prepare_images(image_hidden).select(image_index))
+        return logit

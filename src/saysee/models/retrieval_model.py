@@ -1,0 +1,335 @@
+"""SpeechImageModel: recordings and pictures in, embeddings and matching scores out; saved to and read from a folder.
+
+A model folder holds `config.json` (the whole configuration, format version, what the backbones were) and
+`model.safetensors` (the trainable parts). The frozen backbones are referred to by name and fingerprint. The hash of
+every tensor and of the configuration stands in the header of `model.safetensors`, so that an altered file is refused,
+and a training run that finds a better model replaces it by one rename.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import safetensors
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from saysee.config import Config
+from saysee.errors import SayseeError
+from saysee.features.audio import as_waveform, load_waveform
+from saysee.features.image import load_image
+from saysee.files import atomic_path, write_text
+from saysee.models.backbones import ImageBackbone, SpeechBackbone, load_image_backbone, load_speech_backbone
+from saysee.models.image_encoder import ImageEncoder, ImageEncoding
+from saysee.models.multimodal_encoder import MultimodalEncoder
+from saysee.models.speech_encoder import SpeechEncoder, SpeechEncoding
+
+FORMAT_VERSION = 1
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+
+Recording = Path | str | NDArray[Any] | Mapping[str, Any]
+Picture = Path | str | Image.Image
+
+
+class SpeechImageModel(nn.Module):
+    """Hears a spoken caption and ranks pictures, with no transcript in between.
+
+    Example:
+        >>> model = SpeechImageModel.from_pretrained("runs/tiny")
+        >>> speech = model.encode_speech(["question.wav"])
+        >>> images = model.encode_image(["cat.jpg", "dog.jpg"])
+        >>> model.similarity(speech, images)  # coarse: (1, 2), cosine
+        >>> model.match(speech, model.encode_image(["cat.jpg"]))  # fine: (1,), log-odds
+
+    Args:
+        config: the run's configuration.
+        speech_backbone: frozen.
+        image_backbone: frozen.
+    """
+
+    def __init__(self, config: Config, speech_backbone: SpeechBackbone, image_backbone: ImageBackbone) -> None:
+        super().__init__()
+        self.config = config
+        self.speech_backbone = speech_backbone
+        self.image_backbone = image_backbone
+        sizes = config.model
+        self.speech_encoder = SpeechEncoder(sizes, speech_backbone.dim, speech_backbone.num_layers)
+        self.image_encoder = ImageEncoder(sizes, image_backbone.dim, image_backbone.pooled_first)
+        self.multimodal_encoder = MultimodalEncoder(sizes) if config.loss.matching else None
+        self.temperature = nn.Parameter(torch.tensor(sizes.initial_temperature), requires_grad=sizes.learn_temperature)
+
+    @classmethod
+    def from_config(cls, config: Config) -> "SpeechImageModel":
+        """Build an untrained model: published backbones, random trainable parts (from torch's random state)."""
+        return cls(
+            config, load_speech_backbone(config.model.speech_backbone), load_image_backbone(config.model.image_backbone)
+        )
+
+    # ---- what a user asks of a model
+
+    @torch.inference_mode()
+    def encode_speech(self, recordings: Recording | Sequence[Recording], batch_size: int = 16) -> SpeechEncoding:
+        """Encode recordings: paths, arrays at 16 kHz, or `{"array", "sampling_rate"}`; one or a sequence.
+
+        Returns:
+            embedding (B, E), hidden (B, 1 + T, H) and mask (B, 1 + T), padded to the longest recording; in eval mode,
+            whatever the model's own mode is.
+
+        Raises:
+            AudioError: a recording that does not decode, is silent, or is out of the limits.
+        """
+        waveforms = [_waveform(recording) for recording in _sequence(recordings)]
+        prepared = [self.speech_backbone.prepare(waveform) for waveform in waveforms]
+        with _evaluating(self):
+            parts = [
+                self.speech_encoder(*self.speech_backbone(prepared[start : start + batch_size]))
+                for start in range(0, len(prepared), batch_size)
+            ]
+        return concatenate_speech(parts)
+
+    @torch.inference_mode()
+    def encode_image(self, pictures: Picture | Sequence[Picture], batch_size: int = 32) -> ImageEncoding:
+        """Encode pictures: paths or PIL images; one or a sequence.
+
+        Returns:
+            embedding (B, E) and hidden (B, P, H), in eval mode.
+
+        Raises:
+            ImageError: a picture that does not decode or is out of the limits.
+        """
+        images = [
+            picture.convert("RGB") if isinstance(picture, Image.Image) else load_image(Path(picture))
+            for picture in _sequence(pictures)
+        ]
+        pixels = [self.image_backbone.prepare(image) for image in images]
+        with _evaluating(self):
+            parts = [
+                self.image_encoder(self.image_backbone(torch.stack(pixels[start : start + batch_size]).to(self.device)))
+                for start in range(0, len(pixels), batch_size)
+            ]
+        return ImageEncoding(*(torch.cat(field) for field in zip(*parts, strict=True)))
+
+    @torch.inference_mode()
+    def match(self, speech: SpeechEncoding, images: ImageEncoding) -> Tensor:
+        """Return `match_logit` (B,) of B recordings with B pictures, row by row: the log-odds of matched.
+
+        Raises:
+            SayseeError: the numbers of rows differ, or the model was trained without matching.
+        """
+        encoder = self.require_multimodal_encoder()
+        if len(speech.embedding) != len(images.embedding):
+            raise SayseeError(
+                f"match got {len(speech.embedding)} recordings and {len(images.embedding)} pictures; it pairs them row "
+                "by row, so give as many of each (index the encodings to repeat one)"
+            )
+        with _evaluating(self):
+            return cast(
+                Tensor,
+                encoder(encoder.prepare_speech(speech.hidden, speech.mask), encoder.prepare_images(images.hidden)),
+            )
+
+    def similarity(self, speech: SpeechEncoding, images: ImageEncoding) -> Tensor:
+        """Return cosine similarities (recordings, pictures), float32."""
+        return speech.embedding @ images.embedding.T
+
+    # ---- what training, evaluation and search need besides
+
+    @property
+    def device(self) -> torch.device:
+        """Where the trainable parts are."""
+        return self.temperature.device
+
+    def require_multimodal_encoder(self) -> MultimodalEncoder:
+        """Return the multimodal encoder, or say that this model has none."""
+        if self.multimodal_encoder is None:
+            raise SayseeError(
+                "this model was trained with loss.matching off, so it has no fine stage; rank by similarity (coarse)"
+            )
+        return self.multimodal_encoder
+
+    def trainable_state(self) -> dict[str, Tensor]:
+        """Return the tensors of everything but the backbones, by name."""
+        return {name: tensor for name, tensor in self.state_dict().items() if not _is_backbone(name)}
+
+    def load_trainable_state(self, state: Mapping[str, Tensor], source: str) -> None:
+        """Put tensors in the place of the trainable parts; every name and shape must fit.
+
+        Raises:
+            SayseeError: naming the first tensors that are missing, unexpected or of another shape.
+        """
+        own = self.trainable_state()
+        faults = [f"{name} is missing" for name in own if name not in state]
+        faults += [f"{name} is unexpected" for name in state if name not in own]
+        faults += [
+            f"{name} has shape {list(state[name].shape)}, expected {list(own[name].shape)}"
+            for name in own
+            if name in state and state[name].shape != own[name].shape
+        ]
+        if faults:
+            more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+            raise SayseeError(f"{source} does not fit this configuration: {'; '.join(faults[:3])}{more}")
+        self.load_state_dict(dict(state), strict=False)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hexadecimal) over trainable tensors, backbones and model configuration: what an index remembers."""
+        digest = hashlib.sha256(hash_tensors(self.trainable_state()).encode())
+        digest.update(self.speech_backbone.fingerprint.encode())
+        digest.update(self.image_backbone.fingerprint.encode())
+        digest.update(json.dumps(self.config.to_dict()["model"], sort_keys=True).encode())
+        return digest.hexdigest()
+
+    # ---- folders
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Write the model folder; a reader meanwhile sees the old model or the new one."""
+        folder = Path(folder)
+        described = {
+            "format_version": FORMAT_VERSION,
+            "speech_backbone_fingerprint": self.speech_backbone.fingerprint,
+            "image_backbone_fingerprint": self.image_backbone.fingerprint,
+            **self.config.to_dict(),
+        }
+        config_text = json.dumps(described, indent=2) + "\n"
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.trainable_state().items()}
+        hashes = {
+            "tensors_sha256": hash_tensors(state),
+            "config_sha256": hashlib.sha256(config_text.encode()).hexdigest(),
+        }
+        write_text(folder / CONFIG_FILE, config_text)
+        with atomic_path(folder / WEIGHTS_FILE) as temporary:
+            # one entry: safetensors writes several in an order of its own, and equal models should be equal files
+            save_file(state, temporary, {"saysee": json.dumps(hashes)})
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str, device: str | torch.device = "cpu") -> "SpeechImageModel":
+        """Read a model folder, in eval mode.
+
+        Args:
+            folder: what `save_pretrained` or `saysee train` wrote.
+            device: where the model goes.
+
+        Raises:
+            SayseeError: no such folder, a file missing or altered, a newer format, a backbone that is not the one the
+                model was trained on.
+        """
+        folder = Path(folder)
+        saved = read_model_folder(folder)
+        model = cls.from_config(saved.config)
+        for side, backbone in (("speech", model.speech_backbone), ("image", model.image_backbone)):
+            expected = saved.described.get(f"{side}_backbone_fingerprint")
+            if backbone.fingerprint != expected:
+                raise SayseeError(
+                    f"{folder}: the {side} backbone found has fingerprint {backbone.fingerprint[:12]}, the model was "
+                    f"trained on {str(expected)[:12]}; give it the checkpoint that it was trained on"
+                )
+        model.load_trainable_state(saved.state, str(folder / WEIGHTS_FILE))
+        return model.to(device).eval()
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """A model folder's content, checked against its hashes."""
+
+    config: Config
+    described: dict[str, Any]
+    state: dict[str, Tensor]
+
+
+def read_model_folder(folder: Path) -> SavedModel:
+    """Read and check a model folder without loading its backbones.
+
+    Raises:
+        SayseeError: no such folder, a file missing or altered, a newer format.
+    """
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / name).is_file():
+            raise SayseeError(
+                f"{folder} is no model folder: {name} is missing; give a folder written by `saysee train` or "
+                "`save_pretrained`"
+            )
+    config_bytes = (folder / CONFIG_FILE).read_bytes()
+    altered = f"{folder}: {{}} was altered or damaged after it was written; restore the folder from a copy"
+    try:
+        described = json.loads(config_bytes)
+        version = described.pop("format_version")
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise SayseeError(altered.format(CONFIG_FILE)) from None
+    if version != FORMAT_VERSION:
+        raise SayseeError(
+            f"{folder} has model format {version}; this saysee reads format {FORMAT_VERSION}: upgrade saysee, or train "
+            "again"
+        )
+    try:
+        with safetensors.safe_open(folder / WEIGHTS_FILE, "pt") as file:
+            hashes = json.loads((file.metadata() or {})["saysee"])
+        state = load_file(folder / WEIGHTS_FILE)
+    except (safetensors.SafetensorError, OSError, KeyError, ValueError):
+        raise SayseeError(altered.format(WEIGHTS_FILE)) from None
+    if hashes.get("tensors_sha256") != hash_tensors(state):
+        raise SayseeError(altered.format(WEIGHTS_FILE))
+    if hashes.get("config_sha256") != hashlib.sha256(config_bytes).hexdigest():
+        raise SayseeError(altered.format(CONFIG_FILE))
+    sections = {name: described[name] for name in Config.__dataclass_fields__ if name in described}
+    return SavedModel(Config.from_dict(sections), described, state)
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 (hexadecimal) over names, types, shapes and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def concatenate_speech(parts: Sequence[SpeechEncoding]) -> SpeechEncoding:
+    """Join encodings whose frames were padded to different lengths."""
+    longest = max(part.mask.shape[1] for part in parts)
+
+    def pad(tensor: Tensor) -> Tensor:
+        missing = longest - tensor.shape[1]
+        return torch.cat([tensor, tensor.new_zeros(tensor.shape[0], missing, *tensor.shape[2:])], dim=1)
+
+    return SpeechEncoding(
+        torch.cat([part.embedding for part in parts]),
+        torch.cat([pad(part.hidden) for part in parts]),
+        torch.cat([pad(part.mask) for part in parts]),
+    )
+
+
+def _is_backbone(name: str) -> bool:
+    return name.startswith(("speech_backbone.", "image_backbone."))
+
+
+def _sequence(given: Any) -> Sequence[Any]:
+    return given if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+
+
+def _waveform(recording: Recording) -> NDArray[np.float32]:
+    if isinstance(recording, str | Path):
+        return load_waveform(Path(recording))
+    if isinstance(recording, Mapping):
+        return as_waveform(np.asarray(recording["array"]), int(recording["sampling_rate"]))
+    return as_waveform(recording, 16_000)
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode inside the block, the mode there was after it."""
+    was_training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was_training)

@@ -1,0 +1,58 @@
+"""Drawn negatives: never of the same image, with the probabilities that are promised, and never a crash."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from saysee.losses.hard_negatives import draw_negatives
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    same=hnp.arrays(bool, st.tuples(st.integers(1, 6), st.integers(1, 9))),
+    scale=st.sampled_from([0.0, 1.0, 1e3]),
+    hard=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_a_drawn_negative_shows_another_image(same: object, scale: float, hard: bool, seed: int) -> None:
+    same_image = torch.as_tensor(same)
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(same_image.shape, generator=generator) * scale
+    column, valid = draw_negatives(logits, same_image, "hard" if hard else "random", generator)
+    assert torch.equal(valid, ~same_image.all(1))
+    drawn_same = same_image.gather(1, column[:, None]).squeeze(1)
+    assert not (drawn_same & valid).any()
+
+
+def test_hard_draws_follow_the_softmax_over_valid_candidates() -> None:
+    """100,000 draws: each frequency within five standard deviations of its probability."""
+    logits = torch.tensor([[0.0, 1.0, 2.0, 3.0]])
+    same = torch.tensor([[False, False, False, True]])
+    draws = 100_000
+    column, _ = draw_negatives(
+        logits.expand(draws, -1), same.expand(draws, -1), "hard", torch.Generator().manual_seed(0)
+    )
+    frequency = torch.bincount(column, minlength=4) / draws
+    probability = torch.cat([logits[0, :3].softmax(0), torch.zeros(1)])
+    deviation = (probability * (1 - probability) / draws).sqrt()
+    assert (abs(frequency - probability) <= 5 * deviation).all()
+
+
+def test_random_draws_do_not_care_for_the_similarity() -> None:
+    logits = torch.tensor([[50.0, 0.0, 0.0, 0.0]])
+    same = torch.tensor([[False, False, True, False]])
+    draws = 30_000
+    column, _ = draw_negatives(
+        logits.expand(draws, -1), same.expand(draws, -1), "random", torch.Generator().manual_seed(0)
+    )
+    frequency = torch.bincount(column, minlength=4) / draws
+    assert (abs(frequency - torch.tensor([1, 1, 0, 1]) / 3) < 0.015).all()
+
+
+def test_an_overwhelming_false_negative_is_still_never_drawn() -> None:
+    """ALBEF adds 1e-4 after the softmax and relies on it; here the same image is masked before."""
+    logits = torch.tensor([[1e4, -1e4]])
+    column, valid = draw_negatives(logits, torch.tensor([[True, False]]), "hard")
+    assert column.tolist() == [1]
+    assert valid.tolist() == [True]
