@@ -1,0 +1,114 @@
+"""The whole state of a run in one safetensors file, replaced by one rename.
+
+Weights, momentum encoder, queue with its pointer, and AdamW's moments are tensors; step, best metric, format version,
+configuration and data fingerprint are JSON in the file's header. Learning rate, data order and every random draw are
+pure functions of seed and step (`optimizer.learning_rate`, `sampler.BatchOrder`, `sampler.mixed_seed`), so the step is
+the whole state of schedule, sampler and chance. The state of torch's generator is kept and restored all the same, for
+code between steps that draws from it.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from saysee.config import Config
+from saysee.errors import SayseeError
+from saysee.files import atomic_path
+from saysee.training.step import Learner
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        step: optimisation steps done.
+        best_step: the step whose model is kept; 0 before the first evaluation.
+        best_metric: its primary metric on dev.
+    """
+
+    step: int = 0
+    best_step: int = 0
+    best_metric: float = -1.0
+
+
+def save_checkpoint(path: Path, learner: Learner, progress: Progress, config: Config, data_fingerprint: str) -> None:
+    """Write the state after `progress.step` steps."""
+    tensors = {f"model.{name}": tensor for name, tensor in learner.model.trainable_state().items()}
+    if learner.momentum is not None:
+        tensors |= {f"momentum.{name}": tensor for name, tensor in learner.momentum.state_dict().items()}
+    tensors |= {f"queue.{name}": tensor for name, tensor in learner.queue.state_dict().items()}
+    for number, moments in learner.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in moments.items()}
+    tensors["random.torch"] = torch.get_rng_state()
+    header = {
+        "format_version": FORMAT_VERSION,
+        "progress": asdict(progress),
+        "config": config.to_dict(),
+        "data_fingerprint": data_fingerprint,
+    }
+    with atomic_path(path) as temporary:
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+            temporary,
+            {"saysee_checkpoint": json.dumps(header)},
+        )
+
+
+def load_checkpoint(path: Path, learner: Learner, config: Config, data_fingerprint: str) -> Progress:
+    """Bring a learner to the saved state.
+
+    Raises:
+        SayseeError: a damaged file, another format, or a run with another configuration or other data.
+    """
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            header = json.loads((file.metadata() or {})["saysee_checkpoint"])
+        tensors = load_file(path)
+    except (safetensors.SafetensorError, KeyError, ValueError, OSError) as error:
+        raise SayseeError(f"{path} is damaged or no checkpoint ({error}); remove it to train from the start") from None
+    if header["format_version"] != FORMAT_VERSION:
+        raise SayseeError(
+            f"{path} has checkpoint format {header['format_version']}; this saysee reads {FORMAT_VERSION}: go on with "
+            "the saysee that wrote it, or train into another folder"
+        )
+    if header["data_fingerprint"] != data_fingerprint:
+        raise SayseeError(f"{path} belongs to a run on other data; train into another folder (--out)")
+    if header["config"] != config.to_dict():
+        changed = ", ".join(_differences(header["config"], config.to_dict()))
+        raise SayseeError(f"{path} belongs to a run with another {changed}; train into another folder (--out)")
+
+    learner.model.load_trainable_state(_below(tensors, "model."), str(path))
+    if learner.momentum is not None:
+        learner.momentum.load_state_dict(_below(tensors, "momentum."))
+    learner.queue.load_state_dict(_below(tensors, "queue."))
+    state = learner.optimizer.state_dict()
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in _below(tensors, "optimizer.").items():
+        number, moment = name.split(".")
+        moments.setdefault(int(number), {})[moment] = tensor
+    learner.optimizer.load_state_dict({"state": moments, "param_groups": state["param_groups"]})
+    torch.set_rng_state(tensors["random.torch"])
+    return Progress(**header["progress"])
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _differences(a: dict[str, object], b: dict[str, object], prefix: str = "") -> list[str]:
+    names: list[str] = []
+    for name, new in b.items():
+        old = a.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            names += _differences(old, new, f"{prefix}{name}.")
+        elif old != new:
+            names.append(f"{prefix}{name} ({old} there, {new} here)")
+    return names

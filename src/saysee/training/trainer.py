@@ -1,0 +1,182 @@
+"""The training run: data order, steps, evaluations on dev, checkpoints; killed and started again it ends the same.
+
+A run's folder is the model folder itself, holding the best model so far by the primary metric on dev, with the run's
+own files below `training/`: `last.safetensors` (from which it goes on), `log.jsonl`, `tensorboard/`.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from saysee.config import Config
+from saysee.data.collate import Batch, collate
+from saysee.data.dataset import PairDataset
+from saysee.data.sampler import BatchOrder, mixed_seed
+from saysee.errors import SayseeError
+from saysee.losses.queue import MomentumQueue
+from saysee.models.momentum import MomentumEncoder
+from saysee.models.retrieval_model import WEIGHTS_FILE, SpeechImageModel
+from saysee.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from saysee.training.logging import RunLog
+from saysee.training.optimizer import build_optimizer
+from saysee.training.step import Learner, training_step
+
+CHECKPOINT_FILE = "training/last.safetensors"
+
+Evaluate = Callable[[SpeechImageModel], Mapping[str, float]]
+"""Measures a model on dev; returns metrics by name, the primary one among them."""
+
+
+class TrainingError(SayseeError):
+    """Training cannot go on; what was saved is kept."""
+
+
+def build_learner(config: Config) -> Learner:
+    """Make an untrained model with its momentum encoder, queue and optimiser, all decided by the seed."""
+    torch.manual_seed(config.training.seed)
+    model = SpeechImageModel.from_config(config)
+    momentum = None
+    if config.loss.uses_momentum:
+        momentum = MomentumEncoder(model.speech_encoder, model.image_encoder)
+    queue = MomentumQueue(config.loss.queue_size, config.model.embedding_dim)
+    return Learner(model, momentum, queue, build_optimizer(model, config.training))
+
+
+def train(
+    learner: Learner,
+    dataset: PairDataset,
+    data_fingerprint: str,
+    evaluate: Evaluate | None,
+    out: Path,
+    *,
+    progress_bar: bool = False,
+) -> Progress:
+    """Train to the configured number of steps, going on from the checkpoint in `out` if there is one.
+
+    Args:
+        learner: from `build_learner`.
+        dataset: the training captions with their features.
+        data_fingerprint: identity of the data; a checkpoint of other data is refused.
+        evaluate: measures dev; None keeps the last model instead of the best.
+        out: the model folder.
+        progress_bar: whether to show loss parts, temperature and throughput on the terminal.
+
+    Returns:
+        The steps done, and which step's model is kept.
+
+    Raises:
+        TrainingError: a loss or gradient that is not finite; names step, captions and the last checkpoint.
+        SayseeError: `out` holds another run, or a model without a checkpoint.
+    """
+    config = learner.model.config
+    checkpoint = out / CHECKPOINT_FILE
+    progress = Progress()
+    resumed = checkpoint.exists()
+    if resumed:
+        progress = load_checkpoint(checkpoint, learner, config, data_fingerprint)
+    elif (out / WEIGHTS_FILE).exists():
+        raise SayseeError(f"{out} already holds a model and no checkpoint to go on from; give another folder (--out)")
+
+    settings = config.training
+    order = BatchOrder(len(dataset), settings.batch_size, settings.seed)
+    autocast = autocast_for(settings.precision, learner.model.device)
+    log = RunLog(checkpoint.parent, progress.step if resumed else -1)
+    if not resumed:
+        if evaluate is not None:
+            # chance level, for the log; and a primary metric that does not exist is found before the first step
+            _evaluate(evaluate, learner.model, settings.primary_metric, log, 0)
+        # from here on there is a checkpoint wherever there is a model
+        save_checkpoint(checkpoint, learner, progress, config, data_fingerprint)
+
+    def batches_of(step: int) -> list[Batch]:
+        positions = range(step * settings.accumulate, (step + 1) * settings.accumulate)
+        return [collate([dataset[index] for index in order[position]]) for position in positions]
+
+    with (
+        ThreadPoolExecutor(1) as reader,
+        tqdm(total=settings.steps, initial=progress.step, unit="step", disable=None if progress_bar else True) as bar,
+    ):
+        # one step's batches are read while the step before is computed
+        upcoming = reader.submit(batches_of, progress.step)
+        for step in range(progress.step, settings.steps):
+            started = time.perf_counter()
+            batches = [batch.to(learner.model.device) for batch in upcoming.result()]
+            if step + 1 < settings.steps:
+                upcoming = reader.submit(batches_of, step + 1)
+            torch.manual_seed(mixed_seed(settings.seed, step))
+            try:
+                report = training_step(learner, batches, step, config, dataset.image_tokens, autocast)
+            except FloatingPointError as error:
+                log.close()
+                raise TrainingError(_not_finite(error, step, batches, checkpoint, progress)) from None
+            done = step + 1
+            pairs_per_second = sum(len(batch.image_id) for batch in batches) / (time.perf_counter() - started)
+            log.write(done, "train", {**report._asdict(), "pairs_per_second": pairs_per_second})
+            bar.set_postfix_str(
+                f"loss {report.loss:.3f} = sic {report.sic:.3f}"
+                + (f" + sim {report.sim:.3f}" if report.sim is not None else "")
+                + f", temperature {report.temperature:.3f}, {pairs_per_second:.0f} pairs/s",
+                refresh=False,
+            )
+            bar.update()
+
+            last = done == settings.steps
+            if evaluate is not None and (done % settings.evaluate_every == 0 or last):
+                metric = _evaluate(evaluate, learner.model, settings.primary_metric, log, done)
+                if metric > progress.best_metric:
+                    learner.model.save_pretrained(out)
+                    progress = Progress(done, done, metric)
+            elif evaluate is None and last:
+                learner.model.save_pretrained(out)
+                progress = Progress(done, done)
+            progress = Progress(done, progress.best_step, progress.best_metric)
+            if done % settings.checkpoint_every == 0 or last:
+                save_checkpoint(checkpoint, learner, progress, config, data_fingerprint)
+    log.close()
+    return progress
+
+
+def autocast_for(precision: str, device: torch.device) -> Callable[[], AbstractContextManager[object]]:
+    """Return the context in which encoders run: bfloat16 autocast, or nothing.
+
+    `auto` takes bfloat16 where it is multiplied natively: GPUs that say so, and CPUs with AVX-512-BF16 or AMX.
+    """
+    if precision == "auto":
+        native = (
+            torch.cuda.is_bf16_supported(including_emulation=False)
+            if device.type == "cuda"
+            else torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        )
+        precision = "bf16" if native else "fp32"
+    if precision == "fp32":
+        return nullcontext
+    return partial(torch.autocast, device.type, dtype=torch.bfloat16)
+
+
+def _evaluate(evaluate: Evaluate, model: SpeechImageModel, name: str, log: RunLog, step: int) -> float:
+    model.eval()
+    metrics = evaluate(model)
+    if name not in metrics:
+        raise SayseeError(
+            f"training.primary_metric is {name!r}; this run measures: {', '.join(sorted(metrics))}. Change the config."
+        )
+    log.write(step, "dev", metrics)
+    return metrics[name]
+
+
+def _not_finite(
+    error: FloatingPointError, step: int, batches: list[Batch], checkpoint: Path, progress: Progress
+) -> str:
+    ids = [caption_id for batch in batches for caption_id in batch.caption_ids]
+    shown = ", ".join(ids[:64]) + (f" and {len(ids) - 64} more" if len(ids) > 64 else "")
+    kept = f"{checkpoint}" if checkpoint.exists() else "none yet"
+    return (
+        f"{error} at step {step + 1}; lower training.learning_rate or look at these captions: {shown}. "
+        f"Last good checkpoint: {kept}"
+    )

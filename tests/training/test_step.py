@@ -1,0 +1,201 @@
+"""One optimisation step: the parts are switched as configured, and state changes only where the step says so."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from stubs import IMAGE_DIM, LAYERS, SPEECH_DIM, TOKENS, small_model
+from torch import Tensor
+
+from saysee.data.collate import Batch
+from saysee.losses.contrastive import Keys
+from saysee.losses.queue import MomentumQueue
+from saysee.models.momentum import MomentumEncoder
+from saysee.training.optimizer import build_optimizer
+from saysee.training.step import Learner, draw_pairs, joint_loss, training_step
+
+
+def make_batch(ids: list[int], seed: int = 0) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(2, 7, (len(ids),), generator=generator)
+    mask = torch.arange(6)[None] < lengths[:, None]
+    return Batch(
+        tuple(f"caption {seed}-{row}" for row in range(len(ids))),
+        torch.randn(len(ids), LAYERS, 6, SPEECH_DIM, generator=generator) * mask[:, None, :, None],
+        mask,
+        torch.randn(len(ids), TOKENS, IMAGE_DIM, generator=generator),
+        torch.tensor(ids),
+    )
+
+
+def make_learner(**changes: object) -> Learner:
+    model = small_model(**changes)
+    loss = model.config.loss
+    momentum = MomentumEncoder(model.speech_encoder, model.image_encoder) if loss.uses_momentum else None
+    queue = MomentumQueue(loss.queue_size, model.config.model.embedding_dim)
+    return Learner(model, momentum, queue, build_optimizer(model, model.config.training))
+
+
+def no_tokens(_: Tensor) -> Tensor:
+    raise AssertionError("no negative comes from the queue here")
+
+
+def snapshot(learner: Learner) -> dict[str, Tensor]:
+    state = {f"model.{name}": value.clone() for name, value in learner.model.state_dict().items()}
+    if learner.momentum is not None:
+        state |= {f"momentum.{name}": value.clone() for name, value in learner.momentum.state_dict().items()}
+    return state | {f"queue.{name}": value.clone() for name, value in learner.queue.state_dict().items()}
+
+
+def test_a_forward_pass_changes_no_state() -> None:
+    learner = make_learner()
+    before = snapshot(learner)
+    learner.model.train()
+    joint_loss(
+        learner.model,
+        learner.momentum,
+        learner.queue,
+        make_batch([0, 1, 2, 3]),
+        learner.model.config.loss,
+        0.4,
+        no_tokens,
+        nullcontext,
+    )
+    after = snapshot(learner)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_step_updates_the_momentum_encoder_and_then_enqueues_its_old_embeddings() -> None:
+    """The rows put in are those the step's own loss contrasted with: made before the momentum update."""
+    learner = make_learner()
+    batch = make_batch([5, 6, 7])
+    assert learner.momentum is not None
+    slow_speech, slow_image = learner.momentum(batch.speech, batch.speech_mask, batch.image_tokens)
+    before = snapshot(learner)
+    training_step(learner, [batch], 0, learner.model.config, no_tokens, nullcontext)
+    assert len(learner.queue) == 3
+    torch.testing.assert_close(learner.queue.speech[:3], slow_speech)
+    torch.testing.assert_close(learner.queue.image[:3], slow_image)
+    assert learner.queue.image_id[:3].tolist() == [5, 6, 7]
+    fast = learner.model.speech_encoder.projection.weight
+    expected = torch.lerp(before["momentum.speech_encoder.projection.weight"], fast.detach(), 1 - 0.995)
+    torch.testing.assert_close(learner.momentum.speech_encoder.projection.weight, expected)
+
+
+def test_frozen_backbones_stay_in_eval_mode_and_never_move() -> None:
+    learner = make_learner()
+    before = snapshot(learner)
+    training_step(learner, [make_batch([0, 1])], 0, learner.model.config, no_tokens, nullcontext)
+    assert learner.model.training
+    assert not any(module.training for module in learner.model.speech_backbone.modules())
+    assert not any(module.training for module in learner.model.image_backbone.modules())
+    after = snapshot(learner)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert not any("backbone" in name for name in changed)
+
+
+def test_accumulated_gradients_are_the_mean_over_batches_and_all_rows_are_enqueued() -> None:
+    """Accumulating two batches is one step on the mean of their losses, each with its own contrast."""
+    accumulated, reference = make_learner(clip_norm=1e9), make_learner()
+    batches = [make_batch([0, 1, 2, 3], seed=1), make_batch([4, 5, 6, 7], seed=2)]
+    torch.manual_seed(9)
+    training_step(accumulated, batches, 0, accumulated.model.config, no_tokens, nullcontext)
+
+    torch.manual_seed(9)
+    total = torch.zeros(())
+    for batch in batches:
+        losses, _ = joint_loss(
+            reference.model,
+            reference.momentum,
+            reference.queue,
+            batch,
+            reference.model.config.loss,
+            0.0,
+            no_tokens,
+            nullcontext,
+        )
+        total = total + losses.total / 2
+    gradients = torch.autograd.grad(total, [reference.model.temperature, reference.model.speech_encoder.cls])
+    torch.testing.assert_close(accumulated.model.temperature.grad, gradients[0])
+    torch.testing.assert_close(accumulated.model.speech_encoder.cls.grad, gradients[1])
+    assert len(accumulated.queue) == 8
+
+
+def test_the_temperature_is_clamped() -> None:
+    learner = make_learner(temperature_range=(0.0699, 0.0701), learning_rate=1.0, warmup_steps=0)
+    training_step(learner, [make_batch([0, 1, 2])], 0, learner.model.config, no_tokens, nullcontext)
+    assert learner.model.temperature.item() in (pytest.approx(0.0699), pytest.approx(0.0701))
+
+
+def test_contrast_only_has_no_matching_no_momentum_and_no_queue() -> None:
+    learner = make_learner(matching=False, queue_size=0, distillation_alpha=0.0, same_image="excluded")
+    assert learner.momentum is None
+    assert learner.model.multimodal_encoder is None
+    report = training_step(learner, [make_batch([0, 1])], 0, learner.model.config, no_tokens, nullcontext)
+    assert report.sim is None
+    assert report.loss == report.sic
+    assert len(learner.queue) == 0
+
+
+def test_a_batch_of_one_image_trains_on_positives_alone() -> None:
+    """No negative exists: SIM is the positive term, and nothing crashes."""
+    learner = make_learner()
+    report = training_step(learner, [make_batch([3, 3, 3])], 0, learner.model.config, no_tokens, nullcontext)
+    assert report.sim is not None
+    assert torch.isfinite(torch.tensor(report.loss))
+
+
+def test_a_loss_that_is_not_finite_changes_nothing() -> None:
+    learner = make_learner()
+    before = snapshot(learner)
+    batch = make_batch([0, 1])
+    broken = batch._replace(speech=batch.speech * torch.nan)
+    with pytest.raises(FloatingPointError, match="nan"):
+        training_step(learner, [broken], 0, learner.model.config, no_tokens, nullcontext)
+    after = snapshot(learner)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("source", ["batch", "queue"])
+@pytest.mark.parametrize("how", ["hard", "random"])
+def test_drawn_pairs_are_never_false_negatives(source: str, how: str) -> None:
+    """Pairs behind the positives join different images, also where the picture's tokens are read again by id."""
+    learner = make_learner(image_negatives_from=source, negatives=how, queue_size=12)
+    model = learner.model
+    asked: list[int] = []
+
+    def read_tokens(ids: Tensor) -> Tensor:
+        asked.extend(ids.tolist())
+        return ids[:, None, None].float().expand(-1, TOKENS, IMAGE_DIM)
+
+    rows = torch.nn.functional.normalize(torch.randn(12, 8), dim=1)
+    queue_ids = torch.tensor([0, 1, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29])
+    learner.queue.enqueue(Keys(rows, rows, queue_ids))
+    batch = make_batch([0, 0, 1, 2])
+    for seed in range(20):
+        torch.manual_seed(seed)
+        speech = model.speech_encoder(batch.speech, batch.speech_mask)
+        image = model.image_encoder(batch.image_tokens)
+        keys = learner.queue.behind(Keys(speech.embedding, image.embedding, batch.image_id))
+        pairs = draw_pairs(model, speech, image, keys, batch, model.config.loss, read_tokens, nullcontext)
+        assert len(pairs.speech) == 12
+        own = torch.arange(4)
+        assert torch.equal(pairs.speech[:4], own)
+        assert torch.equal(pairs.image[:4], own)
+        for speech_row, image_row in zip(pairs.speech[4:].tolist(), pairs.image[4:].tolist(), strict=True):
+            if image_row < 4:
+                assert batch.image_id[speech_row] != batch.image_id[image_row]
+            else:
+                tokens = pairs.image_hidden[image_row]
+                drawn = [
+                    number
+                    for number in set(asked)
+                    if torch.allclose(
+                        tokens, model.image_encoder.project(torch.full((1, TOKENS, IMAGE_DIM), float(number)))[0]
+                    )
+                ]
+                assert drawn
+                assert int(batch.image_id[speech_row]) not in drawn or len(drawn) > 1
+    assert bool(asked) == (source == "queue")
+    assert not set(asked) - set(queue_ids.tolist())

@@ -1,0 +1,212 @@
+"""Runs: killed anywhere and started again they end with the same bits; faults are named; only the best is kept."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from stubs import IMAGE_DIM, LAYERS, SPEECH_DIM, TOKENS, small_model
+from torch import Tensor
+
+from saysee.data.dataset import PairDataset
+from saysee.data.manifest import SpokenCaption
+from saysee.errors import SayseeError
+from saysee.losses.queue import MomentumQueue
+from saysee.models.momentum import MomentumEncoder
+from saysee.models.retrieval_model import SpeechImageModel
+from saysee.training import trainer
+from saysee.training.optimizer import build_optimizer
+from saysee.training.step import Learner
+from saysee.training.trainer import CHECKPOINT_FILE, TrainingError, train
+
+CHANGES = {
+    "dropout": 0.1,
+    "steps": 12,
+    "evaluate_every": 4,
+    "checkpoint_every": 3,
+    "accumulate": 2,
+    "queue_size": 10,
+    "precision": "fp32",
+}
+
+
+class Features:
+    """Random features by path; the same for the same path."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+
+    def __getitem__(self, path: Path) -> Tensor:
+        generator = torch.Generator().manual_seed(sum(path.name.encode()))
+        return torch.randn(*self.shape, generator=generator).half()
+
+
+def make_dataset(captions: int = 11) -> PairDataset:
+    records = [
+        SpokenCaption(f"c{n}", Path(f"/a{n}.wav"), f"i{n % 5}", Path(f"/i{n % 5}.jpg"), None, None, None, "train")
+        for n in range(captions)
+    ]
+    return PairDataset(records, Features((LAYERS, 4, SPEECH_DIM)), Features((TOKENS, IMAGE_DIM)))
+
+
+def make_learner(**changes: object) -> Learner:
+    model = small_model(**{**CHANGES, **changes})
+    loss = model.config.loss
+    momentum = MomentumEncoder(model.speech_encoder, model.image_encoder) if loss.uses_momentum else None
+    return Learner(model, momentum, MomentumQueue(loss.queue_size, 8), build_optimizer(model, model.config.training))
+
+
+def measure(model: SpeechImageModel) -> Mapping[str, float]:
+    """A dev metric that depends on the weights and rises and falls."""
+    return {"coarse/mean/R@1": torch.sin(1e4 * model.speech_encoder.cls.sum()).abs().item()}
+
+
+def run(out: Path, **changes: object) -> None:
+    train(make_learner(**changes), make_dataset(), "data", measure, out)
+
+
+def final_state(out: Path) -> dict[str, Tensor]:
+    state = {f"last.{name}": tensor for name, tensor in load_file(out / CHECKPOINT_FILE).items()}
+    return state | {f"best.{name}": tensor for name, tensor in load_file(out / "model.safetensors").items()}
+
+
+def log_of(out: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (out / "training" / "log.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "pairs_per_second"} for line in lines]
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing in the trainer catches it."""
+
+
+@pytest.mark.parametrize(
+    ("where", "at"),
+    [
+        ("step", 1),
+        ("step", 5),
+        ("step", 12),
+        ("evaluation", 2),
+        ("evaluation", 4),
+        ("checkpoint", 1),
+        ("checkpoint", 5),
+    ],
+)
+@pytest.mark.parametrize("checkpoint_every", [3, 100])
+def test_a_killed_run_started_again_ends_with_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, at: int, checkpoint_every: int
+) -> None:
+    if checkpoint_every == 100 and at == 5:
+        at = 2  # the last
+    run(tmp_path / "undisturbed", checkpoint_every=checkpoint_every)
+    calls = 0
+
+    def killing(original):  # type: ignore[no-untyped-def]
+        def wrapper(*arguments: object, **options: object) -> object:
+            nonlocal calls
+            calls += 1
+            if calls == at:
+                raise Killed
+            return original(*arguments, **options)
+
+        return wrapper
+
+    name = {"step": "training_step", "evaluation": "_evaluate", "checkpoint": "save_checkpoint"}[where]
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, name, killing(getattr(trainer, name)))
+        with pytest.raises(Killed):
+            run(tmp_path / "killed", checkpoint_every=checkpoint_every)
+    torch.manual_seed(12345)  # a new process has another random state
+    run(tmp_path / "killed", checkpoint_every=checkpoint_every)
+
+    expected, received = final_state(tmp_path / "undisturbed"), final_state(tmp_path / "killed")
+    assert expected.keys() == received.keys()
+    for key in expected:
+        assert torch.equal(expected[key], received[key]), key
+    assert log_of(tmp_path / "undisturbed") == log_of(tmp_path / "killed")
+
+
+def test_the_checkpoint_holds_the_whole_state(tmp_path: Path) -> None:
+    run(tmp_path)
+    names = load_file(tmp_path / CHECKPOINT_FILE).keys()
+    assert {name.split(".")[0] for name in names} == {"model", "momentum", "queue", "optimizer", "random"}
+    assert {"queue.pointer", "queue.filled", "optimizer.0.exp_avg_sq", "model.temperature"} <= names
+
+
+def test_the_best_model_by_the_primary_metric_is_kept(tmp_path: Path) -> None:
+    scores = iter([0.0, 0.2, 0.9, 0.5])
+    seen: list[Tensor] = []
+
+    def scripted(model: SpeechImageModel) -> Mapping[str, float]:
+        seen.append(model.speech_encoder.cls.detach().clone())
+        return {"coarse/mean/R@1": next(scores)}
+
+    progress = train(make_learner(), make_dataset(), "data", scripted, tmp_path)
+    assert (progress.step, progress.best_step, progress.best_metric) == (12, 8, 0.9)
+    assert torch.equal(load_file(tmp_path / "model.safetensors")["speech_encoder.cls"], seen[2])
+
+
+def test_without_dev_the_last_model_is_kept(tmp_path: Path) -> None:
+    learner = make_learner()
+    train(learner, make_dataset(), "data", None, tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    assert torch.equal(saved["speech_encoder.cls"], learner.model.speech_encoder.cls)
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
+    run(tmp_path)
+    before = final_state(tmp_path)
+    run(tmp_path)
+    after = final_state(tmp_path)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_another_configuration_or_other_data_are_refused(tmp_path: Path) -> None:
+    run(tmp_path)
+    with pytest.raises(SayseeError, match=r"another training.learning_rate \(0.0003 there, 0.1 here\)"):
+        run(tmp_path, learning_rate=0.1)
+    with pytest.raises(SayseeError, match="other data"):
+        train(make_learner(), make_dataset(), "other", measure, tmp_path)
+
+
+def test_a_model_without_a_checkpoint_is_not_overwritten(tmp_path: Path) -> None:
+    run(tmp_path)
+    (tmp_path / CHECKPOINT_FILE).unlink()
+    with pytest.raises(SayseeError, match="already holds a model"):
+        run(tmp_path)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    run(tmp_path)
+    path = tmp_path / CHECKPOINT_FILE
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(SayseeError, match=r"last\.safetensors is damaged"):
+        run(tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_step_captions_and_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = make_learner()
+    steps = 0
+    original = trainer.training_step
+
+    def poisoned(*arguments: object) -> object:
+        nonlocal steps
+        steps += 1
+        if steps == 7:
+            with torch.no_grad():
+                learner.model.speech_encoder.cls.fill_(torch.nan)
+        return original(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(trainer, "training_step", poisoned)
+    with pytest.raises(TrainingError, match=r"loss of SIC is nan at step 7.*c\d+.*last\.safetensors"):
+        train(learner, make_dataset(), "data", measure, tmp_path)
+    assert all(torch.isfinite(tensor).all() for tensor in load_file(tmp_path / CHECKPOINT_FILE).values())
+
+
+def test_an_unknown_primary_metric_is_found_before_the_first_step(tmp_path: Path) -> None:
+    with pytest.raises(SayseeError, match=r"'fine/mean/R@7'; this run measures: coarse/mean/R@1"):
+        run(tmp_path, primary_metric="fine/mean/R@7")
+    assert not (tmp_path / CHECKPOINT_FILE).exists()
