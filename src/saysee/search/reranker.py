@@ -1,0 +1,69 @@
+"""The fine stage: the multimodal encoder scores the best k of the coarse ranking and reorders them, and only them.
+
+Evaluation ranks through these functions too: the ranking that is measured is the ranking that is served.
+
+Shapes: Q questions, N gallery items, k candidates, M pairs.
+"""
+
+import torch
+from torch import Tensor
+
+from saysee.config import SearchConfig
+from saysee.models.retrieval_model import SpeechImageModel
+from saysee.models.speech_encoder import SpeechEncoding
+
+PAIRS_AT_ONCE = 512
+"""Pairs in one pass of the multimodal encoder; bounds memory and changes no score."""
+
+
+def best_candidates(similarity: Tensor, k: int) -> Tensor:
+    """Return the columns (Q, min(k, N)) of the highest similarities (Q, N), best first."""
+    return similarity.topk(min(k, similarity.shape[1]), dim=1).indices
+
+
+@torch.inference_mode()
+def match_logits(
+    model: SpeechImageModel, speech: SpeechEncoding, image_hidden: Tensor, speech_index: Tensor, image_index: Tensor
+) -> Tensor:
+    """Score M pairs of recordings and pictures.
+
+    Args:
+        model: in eval mode.
+        speech: the recordings.
+        image_hidden: projected tokens of the pictures (N, P, H), of any floating type.
+        speech_index: the recording of each pair (M,).
+        image_index: the picture of each pair (M,).
+
+    Returns:
+        `match_logit` (M,), float32.
+
+    Raises:
+        SayseeError: the model has no multimodal encoder.
+    """
+    encoder = model.require_multimodal_encoder()
+    parts = []
+    for start in range(0, len(speech_index), PAIRS_AT_ONCE):
+        recordings, speech_row = speech_index[start : start + PAIRS_AT_ONCE].unique(return_inverse=True)  # type: ignore[no-untyped-call]
+        pictures, image_row = image_index[start : start + PAIRS_AT_ONCE].unique(return_inverse=True)  # type: ignore[no-untyped-call]
+        parts.append(
+            encoder.match_pairs(
+                speech.hidden[recordings],
+                speech.mask[recordings],
+                image_hidden[pictures].to(speech.hidden.dtype),
+                speech_row,
+                image_row,
+            )
+        )
+    return torch.cat(parts) if parts else speech.embedding.new_zeros(0)
+
+
+def fuse(match_logit: Tensor, similarity: Tensor, temperature: Tensor, config: SearchConfig) -> Tensor:
+    """Return the fused scores by which candidates are ranked; all three have one shape.
+
+    `match` is ALBEF's rule, `match+similarity` BLIP's; `match+scaled-similarity` is ours: similarity / temperature is
+    the logit of SIC's softmax, so that both terms are on the scale of log-odds.
+    """
+    if config.fusion == "match":
+        return match_logit
+    scale = temperature if config.fusion == "match+scaled-similarity" else 1.0
+    return match_logit + similarity / scale
