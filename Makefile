@@ -1,0 +1,39 @@
+# The two commands of the README. Both set up all they need in .venv.
+
+PYTHON ?= python3
+BIN := .venv/bin
+# one thread a test process: two of them share the machine, and results do not depend on how many cores it has
+TEST_ENVIRONMENT := OMP_NUM_THREADS=1 SAYSEE_CACHE=.cache/tests
+
+.PHONY: demo test lint check wheel-demo clean
+
+demo: .venv/demo  ## train on the sample corpus, print recall, ask three spoken questions, write demo/answers.html
+	$(BIN)/saysee demo
+
+test: lint check wheel-demo  ## lint, types, tests with coverage, and the demo from a wheel in an empty environment
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+check: .venv/dev
+	$(TEST_ENVIRONMENT) $(BIN)/pytest -n 2 --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
+
+wheel-demo: .venv/dev
+	PYTHON=$(PYTHON) scripts/wheel_demo.sh
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+
+.venv/demo: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+.venv/dev: .venv/demo
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv .cache build dist demo
