@@ -53,7 +53,9 @@ def main() -> None:
     for stage, run in (("dev", run_dev), ("test", run_test)):
         command = stages.add_parser(stage)
         command.add_argument("picture_words", type=Path)
-        command.add_argument("--only", choices=[*SPLITS, *ROWS], help="one split (test) or one row (dev)")
+        command.add_argument(
+            "--only", help="a part of the work, for two programs side by side: a split, or row:candidate"
+        )
         command.set_defaults(run=run)
     stages.add_parser("table")
     options = parser.parse_args()
@@ -68,7 +70,7 @@ def run_dev(folder: Path, only: str | None) -> None:
     manifest = manifest_of(folder, "voice")
     for row, candidates in CANDIDATES.items():
         for number, overrides in enumerate(candidates):
-            if only in (None, row) and not recorded("picture_words_dev", row=row, overrides=overrides):
+            if only in (None, f"{row}:{number}") and not recorded("picture_words_dev", row=row, overrides=overrides):
                 out = RUNS / f"dev-{ROWS[row]}-{number}"
                 seconds = train(load_config(ROWS[row], overrides), manifest, out)
                 metrics = evaluate_on_manifest(SpeechImageModel.from_pretrained(out), manifest, "dev").metrics()
