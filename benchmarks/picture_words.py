@@ -53,9 +53,7 @@ def main() -> None:
     for stage, run in (("dev", run_dev), ("test", run_test)):
         command = stages.add_parser(stage)
         command.add_argument("picture_words", type=Path)
-        command.add_argument(
-            "--only", help="a part of the work, for two programs side by side: a split, or row:candidate"
-        )
+        command.add_argument("--only", help="for programs side by side: a split, a row, row:split, row:candidate")
         command.set_defaults(run=run)
     stages.add_parser("table")
     options = parser.parse_args()
@@ -82,7 +80,9 @@ def run_dev(folder: Path, only: str | None) -> None:
 def run_test(folder: Path, only: str | None) -> None:
     """Train and measure what is not recorded yet."""
     for seed, split, (row, recipe) in itertools.product(SEEDS, SPLITS, ROWS.items()):
-        if only not in (None, split) or recorded("picture_words", split=split, row=row, seed=seed):
+        if only not in (None, split, row, f"{row}:{split}") or recorded(
+            "picture_words", split=split, row=row, seed=seed
+        ):
             continue
         manifest = manifest_of(folder, split)
         out = RUNS / f"{split}-{recipe}-{seed}"

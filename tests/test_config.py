@@ -42,6 +42,11 @@ def test_overrides_win_over_the_file_and_keep_the_rest(tmp_path: Path) -> None:
         ("training: {learning_rate: 0}", "learning_rate is 0"),
         ("training: {betas: [0.9, 1.0]}", "betas"),
         ("search: {rerank: 0}", "rerank is 0"),
+        ("model: {dropout: 0.999}", "dropout is 0.999; allowed: from 0 to 0.9"),
+        ("training: {seed: 18446744073709551616}", "below 2^63"),
+        ("training: 3", "training is 3; it is a section"),
+        ("model: [1]", "model is [1]; it is a section"),
+        ("model: {speech_backbone: whisper}", "model.speech_backbone is 'whisper'; it is a section, with keys such as"),
         ("- a list", "holds list"),
         ("model: [", "not valid YAML"),
     ],
@@ -53,6 +58,15 @@ def test_a_mistake_is_one_line_that_names_it(tmp_path: Path, text: str, message:
         load_config(str(path))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_folder_is_written_out_so_that_it_is_found_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "hubert").mkdir()
+    (tmp_path / "mine.yaml").write_text("model: {speech_backbone: {family: hubert, checkpoint: hubert}}")
+    monkeypatch.chdir(tmp_path)
+    assert load_config("mine.yaml").model.speech_backbone.checkpoint == str(tmp_path / "hubert")
 
 
 def test_an_unknown_recipe_lists_the_known_ones() -> None:

@@ -37,7 +37,9 @@ def imported_rooms(path: Path) -> set[str]:
         names = []
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative imports hide the direction"
-            names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "saysee" else [node.module]
+            names = (
+                [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "saysee" else [node.module]
+            )
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         rooms |= {parts[1] for name in names if name and (parts := name.split("."))[0] == "saysee" and len(parts) > 1}

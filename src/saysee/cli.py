@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast, get_args
 
 from saysee import __version__
-from saysee.config import SearchConfig, bundled_configs, load_config
+from saysee.config import Fusion, bundled_configs, load_config
 from saysee.data.manifest import SPLIT_BY, SPLITS, Manifest, ManifestError, Prepared, read_manifest, write_manifest
 from saysee.errors import SayseeError
 
@@ -36,7 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SayseeError as error:
         return _complain(str(error), 2)
     except KeyboardInterrupt:
-        return _complain("interrupted; what was finished is kept, and the same command goes on from there", 130)
+        resumes = options.command in ("train", "demo")
+        return _complain(
+            "interrupted" + ("; the same command goes on from the last checkpoint" if resumes else ""), 130
+        )
     except BrokenPipeError:  # `saysee search ... | head`
         sys.stderr.close()
         return 0
@@ -102,10 +105,10 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("model", type=Path, metavar="MODEL")
     evaluate.add_argument("--data", type=Path, required=True, metavar="MANIFEST")
     evaluate.add_argument("--split", choices=SPLITS, default="test", help="(default: test)")
-    evaluate.add_argument("--out", type=Path, metavar="FILE", help="(default: results.json in MODEL)")
-    evaluate.add_argument("--rerank", type=int, metavar="K", help="how many of the coarse best the fine stage scores")
-    fusions = get_args(SearchConfig.__dataclass_fields__["fusion"].type)
-    evaluate.add_argument("--fusion", choices=fusions, help="what the best K are ranked by")
+    evaluate.add_argument(
+        "--out", type=Path, metavar="FILE", help="(default: results.json in MODEL; dev: results-dev.json)"
+    )
+    _ranking_options(evaluate)
     _features_options(evaluate)
 
     compare = _command(
@@ -126,6 +129,7 @@ def build_parser() -> argparse.ArgumentParser:
     build.add_argument("folder", type=Path, metavar="DIR")
     build.add_argument("--model", type=Path, required=True)
     build.add_argument("--into", type=Path, required=True, metavar="INDEX")
+    _device_option(build)
 
     search = _command(
         commands, "search", search_command, "rank the indexed pictures for a spoken question",
@@ -135,7 +139,8 @@ def build_parser() -> argparse.ArgumentParser:
     search.add_argument("question", type=Path, metavar="QUESTION", help="wav, flac, ogg, opus, mp3, m4a or webm")
     search.add_argument("--model", type=Path, help="(default: the folder that the index was built with)")
     search.add_argument("--top", type=int, default=10, metavar="N", help="answers to print (default: 10)")
-    search.add_argument("--rerank", type=int, metavar="K", help="K of the fine stage; 0 leaves the coarse order")
+    _ranking_options(search)
+    _device_option(search)
     search.add_argument("--json", action="store_true", help="print JSON")
     search.add_argument("--sheet", type=Path, metavar="FILE", help="write a contact sheet, one HTML file")
 
@@ -203,21 +208,27 @@ def evaluate_command(options: argparse.Namespace) -> None:
     from saysee.files import write_text
     from saysee.workflows import evaluate_on_manifest
 
+    name = "results.json" if options.split == "test" else f"results-{options.split}.json"
+    out = options.out or options.model / name
+    if out.suffix == ".md":
+        raise SayseeError(f"--out is {out}; give a JSON file, the Markdown goes beside it")
     model = _load_model(options.model, options.device)
     search = model.config.search
-    if options.rerank is not None:
+    if options.rerank or options.fusion:
+        model.require_multimodal_encoder()
+    if options.rerank:
         search = replace(search, rerank=options.rerank)
-    if options.fusion is not None:
+    if options.fusion:
         search = replace(search, fusion=options.fusion)
     results = evaluate_on_manifest(
         model,
         _checked_manifest(options.data),
         options.split,
         search=search,
+        fine=options.rerank != 0,
         about={"model": str(options.model), "data": str(options.data)},
         cache=options.cache,
     )
-    out = options.out or options.model / "results.json"
     write_results(out, results)
     write_text(out.with_suffix(".md"), to_markdown(results))
     print(to_terminal(results))
@@ -237,7 +248,7 @@ def index_command(options: argparse.Namespace) -> None:
     """Index a folder."""
     from saysee.search.index import build_index
 
-    model = _load_model(options.model)
+    model = _load_model(options.model, options.device)
     report = build_index(options.folder, model, options.model, options.into, progress=True)
     for reason in report.skipped.values():
         print(f"skipped {reason}", file=sys.stderr)
@@ -250,13 +261,9 @@ def search_command(options: argparse.Namespace) -> None:
     from saysee.search.index import read_index
     from saysee.search.searcher import Searcher
 
-    if options.top < 1 or (options.rerank is not None and options.rerank < 0):
-        raise SayseeError(
-            f"--top is {options.top} and --rerank {options.rerank}; allowed: 1 or more answers, 0 or more re-ranked"
-        )
     index = read_index(options.index)
-    searcher = Searcher(index, _load_model(options.model or index.model))
-    answers = searcher.search(options.question, options.top, options.rerank)
+    searcher = Searcher(index, _load_model(options.model or index.model, options.device))
+    answers = searcher.search(options.question, options.top, options.rerank, options.fusion)
     if options.json:
         print(json.dumps([{**asdict(answer), "path": str(answer.path)} for answer in answers], indent=2))
     else:
@@ -307,7 +314,18 @@ def _features_options(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="features of the frozen encoders (default: $SAYSEE_CACHE or ~/.cache/saysee)",
     )
+    _device_option(parser)
+
+
+def _device_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
+
+
+def _ranking_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--rerank", type=int, metavar="K", help="of the coarse best, how many the fine stage ranks; 0: none"
+    )
+    parser.add_argument("--fusion", choices=get_args(Fusion), help="what those K are ranked by (default: the model's)")
 
 
 def _complain(message: str, status: int) -> int:
@@ -337,7 +355,7 @@ def _checked_manifest(path: Path) -> Manifest:
     return manifest
 
 
-def _load_model(folder: Path, device: str = "cpu") -> "SpeechImageModel":
+def _load_model(folder: Path, device: str) -> "SpeechImageModel":
     from saysee.models.retrieval_model import SpeechImageModel
     from saysee.workflows import choose_device
 
@@ -345,8 +363,10 @@ def _load_model(folder: Path, device: str = "cpu") -> "SpeechImageModel":
 
 
 def _answer_table(answers: "Sequence[Answer]") -> str:
+    from saysee.features.sources import one_line
+
     rows = [f"{'rank':>4}  {'coarse':>6}  {'fine':>6}  picture"]
     for answer in answers:
         fine = "" if answer.fine is None else f"{answer.fine:+.2f}"
-        rows.append(f"{answer.rank:>4}  {answer.coarse:>6.3f}  {fine:>6}  {answer.path}")
+        rows.append(f"{answer.rank:>4}  {answer.coarse:>6.3f}  {fine:>6}  {one_line(str(answer.path))}")
     return "\n".join(rows)

@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 from saysee.errors import SayseeError
 
+Fusion = Literal["match", "match+similarity", "match+scaled-similarity"]
+
 
 @dataclass(frozen=True)
 class SpeechBackboneConfig:
@@ -22,7 +24,8 @@ class SpeechBackboneConfig:
 
     Attributes:
         family: whose architecture the checkpoint has.
-        checkpoint: `bundled` (the encoder in the package), a folder, or a name on the Hugging Face hub.
+        checkpoint: `bundled` (the encoder in the package; `bundled:NAME` names one), a folder, or a name on the
+            Hugging Face hub.
         revision: the hub revision, pinned for a result that is to be reproduced.
         layers: which hidden states are kept: `all`, or a list of indices (0 is the input of the first layer).
         pool: how many neighbouring frames are averaged into one; 1 keeps the backbone's own rate.
@@ -106,7 +109,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _at_least(self, 1, "width", "embedding_dim", "heads", "speech_layers", "multimodal_layers", "feedforward_ratio")
         _require(self.width % self.heads == 0, self, "width", f"a multiple of heads ({self.heads})")
-        _require(0 <= self.dropout < 1, self, "dropout", "from 0 to below 1")
+        _require(0 <= self.dropout <= 0.9, self, "dropout", "from 0 to 0.9")
         low, high = self.temperature_range
         _require(0 < low <= high, self, "temperature_range", "two positive numbers, the lower first")
         _require(low <= self.initial_temperature <= high, self, "initial_temperature", f"from {low} to {high}")
@@ -199,6 +202,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         _at_least(self, 1, "steps", "batch_size", "accumulate", "evaluate_every", "checkpoint_every")
         _at_least(self, 0, "warmup_steps", "weight_decay", "final_learning_rate", "seed")
+        _require(self.seed < 2**63, self, "seed", "below 2^63")
         _require(self.learning_rate > 0, self, "learning_rate", "more than 0")
         _require(self.clip_norm > 0, self, "clip_norm", "more than 0")
         _require(all(0 <= beta < 1 for beta in self.betas), self, "betas", "two numbers from 0 to below 1")
@@ -211,12 +215,13 @@ class SearchConfig:
     Attributes:
         rerank: k, how many of the coarse best the multimodal encoder scores; 128 [ALBEF on Flickr30k]. Clamped to
             the gallery.
-        fusion: what the best k are ranked by: `match` (the matching log-odds alone) [ALBEF], `match+similarity`
-            [BLIP], or `match+scaled-similarity` (similarity divided by the temperature, so that both are log-odds).
+        fusion: what the best k are ranked by: `match` (the matching log-odds alone, after ALBEF), `match+similarity`
+            (after BLIP), or `match+scaled-similarity` (similarity divided by the temperature, so that both are
+            log-odds; ours).
     """
 
     rerank: int = 32
-    fusion: Literal["match", "match+similarity", "match+scaled-similarity"] = "match+scaled-similarity"
+    fusion: Fusion = "match+scaled-similarity"
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "rerank")
@@ -244,6 +249,7 @@ class Config:
         """
         import jsonargparse  # a third of a second that `saysee --help` need not wait for
 
+        _require_sections(values, cls)
         parser = jsonargparse.ArgumentParser(exit_on_error=False, usage=argparse.SUPPRESS)
         parser.add_class_arguments(cls)
         try:
@@ -287,7 +293,32 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
         raise SayseeError(f"{name} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise SayseeError(f"{name} holds {type(values).__name__}; a configuration is a mapping such as `training:`")
-    return Config.from_dict(values, overrides)
+    return _with_whole_paths(Config.from_dict(values, overrides))
+
+
+def _with_whole_paths(config: Config) -> Config:
+    """Write the path of a checkpoint's folder out, so that the saved model finds it from any folder."""
+
+    def whole(name: str) -> str:
+        return str(Path(name).resolve()) if Path(name).is_dir() else name
+
+    model = config.model
+    speech = dataclasses.replace(model.speech_backbone, checkpoint=whole(model.speech_backbone.checkpoint))
+    image = dataclasses.replace(model.image_backbone, checkpoint=whole(model.image_backbone.checkpoint))
+    return dataclasses.replace(config, model=dataclasses.replace(model, speech_backbone=speech, image_backbone=image))
+
+
+def _require_sections(values: Mapping[str, Any], section: Any, prefix: str = "") -> None:
+    """Refuse a value where a section belongs, which jsonargparse would pass over."""
+    for part in dataclasses.fields(section):
+        if part.name in values and dataclasses.is_dataclass(part.type):
+            below = values[part.name]
+            if not isinstance(below, Mapping):
+                raise SayseeError(
+                    f"configuration: {prefix}{part.name} is {below!r}; it is a section, with keys such as "
+                    f"`{dataclasses.fields(part.type)[0].name}:` below it"
+                )
+            _require_sections(below, part.type, f"{prefix}{part.name}.")
 
 
 def _plain(value: Any) -> Any:

@@ -1,11 +1,14 @@
 """Files that are whole or not there: written to a temporary name, flushed, renamed; and their hashes."""
 
+import fcntl
 import hashlib
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from saysee.errors import SayseeError
 
 
 @contextmanager
@@ -16,17 +19,15 @@ def atomic_path(path: Path) -> Iterator[Path]:
     removed and `path` stays as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:64]}.", suffix=".tmp")
-    os.close(descriptor)
-    temporary = Path(name)
+    temporary = path.parent / f".{path.name[:64]}.{secrets.token_hex(6)}.tmp"
+    temporary.touch(exist_ok=False)
+    # what the umask makes of a new file; safetensors would let its owner alone read it
+    mode = temporary.stat().st_mode
     try:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        # mkstemp makes files that only their owner may read; a result is as readable as any file of the user's
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        temporary.chmod(mode)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -36,6 +37,22 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` (UTF-8) atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def sole_process(path: Path, doing: str) -> Iterator[None]:
+    """Hold a lock file for the block; the lock goes with the process, however it ends.
+
+    Raises:
+        SayseeError: another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SayseeError(f"another process is {doing}; wait for it to end, or stop it") from None
+        yield
 
 
 def sha256_of(path: Path) -> str:

@@ -71,8 +71,11 @@ def train_on_manifest(
         progress=True,
     )
 
+    # the fine stage costs many times the coarse one: it is measured during training where it is to choose
+    fine = config.training.primary_metric.startswith("fine/")
+
     def evaluate(model: SpeechImageModel) -> Mapping[str, float]:
-        return evaluate_retrieval(model, dev, speech, images).metrics()
+        return evaluate_retrieval(model, dev, speech, images, fine=fine).metrics()
 
     return train(
         learner,
@@ -90,6 +93,7 @@ def evaluate_on_manifest(
     split: Split,
     *,
     search: SearchConfig | None = None,
+    fine: bool = True,
     about: dict[str, Any] | None = None,
     cache: Path | None = None,
 ) -> Results:
@@ -100,6 +104,7 @@ def evaluate_on_manifest(
         manifest: without structural faults.
         split: which of its splits.
         search: k and fusion rule; None takes the model's own.
+        fine: whether to measure the fine stage too, if the model has one.
         about: what else the record says of this evaluation.
         cache: where features are kept; None takes the default folder.
 
@@ -117,6 +122,7 @@ def evaluate_on_manifest(
         speech,
         images,
         search=search,
+        fine=fine,
         progress=True,
         about={"split": split, "split_by": manifest.split_by, "seed": model.config.training.seed, **(about or {})},
     )

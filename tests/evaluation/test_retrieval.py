@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from stubs import IMAGE_DIM, LAYERS, SPEECH_DIM, TOKENS, small_model
 from torch import Tensor
 
 from saysee.data.manifest import SpokenCaption
@@ -15,6 +14,7 @@ from saysee.evaluation.metrics import count_ranks, recall_at
 from saysee.evaluation.retrieval import evaluate_retrieval, reordered
 from saysee.models.retrieval_model import SpeechImageModel
 from saysee.search.reranker import best_candidates
+from stubs import IMAGE_DIM, LAYERS, SPEECH_DIM, TOKENS, small_model
 
 
 @dataclass
@@ -142,6 +142,14 @@ def test_contrast_only_has_a_coarse_stage_alone_and_groups_are_kept() -> None:
     spoken = results.ranking("coarse", "speech_to_image")
     assert spoken is not None
     assert all(spoken.query_ids[row].endswith("-0") for row in results.groups["speaker"]["omar"])
+
+
+def test_without_the_fine_stage_the_coarse_one_is_the_same() -> None:
+    model, split = small_model(), make_split()
+    whole = evaluate_retrieval(model, split.captions, split.speech, split.images)
+    coarse = evaluate_retrieval(model, split.captions, split.speech, split.images, fine=False)
+    assert {stage.stage for stage in coarse.stages} == {"coarse"}
+    assert coarse.metrics().items() <= whole.metrics().items()
 
 
 def test_an_empty_split_is_a_clear_error() -> None:

@@ -1,9 +1,9 @@
 """The momentum encoder: the recurrence in closed form, buffers, gradients and modes."""
 
 import torch
-from stubs import IMAGE_DIM, LAYERS, SPEECH_DIM, TOKENS, small_model
 
 from saysee.models.momentum import MomentumEncoder
+from stubs import IMAGE_DIM, LAYERS, SPEECH_DIM, TOKENS, small_model
 
 
 def test_after_n_updates_it_is_the_geometric_mean_of_theory() -> None:

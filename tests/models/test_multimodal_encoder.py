@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from stubs import small_config
 from torch import Tensor
 
 from saysee.models.attention import Attention
 from saysee.models.multimodal_encoder import MultimodalEncoder, MultimodalLayer
+from stubs import small_config
 
 
 def plain_attention(attention: Attention, queries_from: Tensor, keys_from: Tensor) -> Tensor:

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from media import sine, write_image
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from stubs import small_model
 
+from media import sine, write_image
 from saysee.config import Config
 from saysee.errors import AudioError, SayseeError
 from saysee.models.retrieval_model import SpeechImageModel, hash_tensors
 from saysee.models.speech_encoder import SpeechEncoding
+from stubs import small_model
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +76,23 @@ def test_similarity_and_match_agree_with_their_parts(tmp_path: Path) -> None:
     swapped = model.match(SpeechEncoding(*(field.flip(0) for field in speech)), images)
     assert both.shape == (2,)
     assert not torch.allclose(both, swapped)
+
+
+def test_a_picture_is_the_same_by_path_and_in_memory(tmp_path: Path) -> None:
+    """Alpha over white, 16 bits and EXIF orientation count for an image in memory too."""
+    picture = Image.new("RGBA", (40, 30), (255, 0, 0, 60))
+    picture.save(tmp_path / "clear.png")
+    model = small_model()
+    by_path = model.encode_image(tmp_path / "clear.png")
+    in_memory = model.encode_image(Image.open(tmp_path / "clear.png"))
+    assert torch.equal(by_path.embedding, in_memory.embedding)
+
+
+def test_nothing_to_encode_is_said() -> None:
+    with pytest.raises(SayseeError, match="nothing to encode"):
+        small_model().encode_speech([])
+    with pytest.raises(SayseeError, match="nothing to encode"):
+        small_model().encode_image([])
 
 
 def test_encoding_leaves_the_mode_as_it_was() -> None:

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stubs import LAYERS, SPEECH_DIM, small_config
 
 from saysee.models.speech_encoder import LayerMix, SpeechEncoder
+from stubs import LAYERS, SPEECH_DIM, small_config
 
 
 @pytest.mark.parametrize("normalize", [False, True])

@@ -1,6 +1,7 @@
 """Index and search: the round trip, the ranking, and everything that a folder of somebody's pictures may hold."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,15 +10,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from media import BAD_PICTURES, write_image
-from safetensors.torch import load_file, save_file
-from stubs import small_model
 
+from media import BAD_PICTURES, write_image
 from saysee.config import SearchConfig
 from saysee.errors import SayseeError
 from saysee.search.index import build_index, find_pictures, read_index
 from saysee.search.reranker import best_candidates, fuse, match_logits
 from saysee.search.searcher import Searcher
+from stubs import small_model
 
 COLOURS = ("red", "green", "blue", "white", "black", "orange", "purple", "brown", "pink")
 
@@ -83,6 +83,18 @@ def test_k_and_top_are_clamped_to_the_index(pictures: Path, tmp_path: Path) -> N
     answers = Searcher(read_index(tmp_path / "index"), model).search(question(), top=1000, rerank=1000)
     assert len(answers) == 9
     assert all(answer.fine is not None for answer in answers)
+    for wrong in ({"top": 0}, {"top": -1}, {"rerank": -1}):
+        with pytest.raises(SayseeError, match="allowed: 1 or more answers"):
+            Searcher(read_index(tmp_path / "index"), model).search(question(), **wrong)
+
+
+def test_scores_that_are_not_finite_are_not_ranked(pictures: Path, tmp_path: Path) -> None:
+    model = small_model()
+    with torch.no_grad():
+        model.require_multimodal_encoder().head.weight.fill_(torch.nan)
+    build_index(pictures, model, tmp_path / "m", tmp_path / "index")
+    with pytest.raises(SayseeError, match="not finite"):
+        Searcher(read_index(tmp_path / "index"), model).search(question())
 
 
 def test_bad_pictures_are_skipped_named_and_counted(pictures: Path, tmp_path: Path) -> None:
@@ -113,8 +125,60 @@ def test_an_index_is_replaced_whole_and_nothing_else_is(pictures: Path, tmp_path
     assert build_index(pictures, model, tmp_path / "m", into).indexed == 10
     assert len(read_index(into)) == 10
     assert sorted(path.name for path in tmp_path.iterdir()) == ["index", "pictures"]
-    with pytest.raises(SayseeError, match="exists and is no index"):
-        build_index(pictures, model, tmp_path / "m", pictures)
+    assert len(list(into.iterdir())) == 3
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "index.json").write_text('{"name": "somebody else"}')
+    (site / "thesis.tex").write_text("years of work")
+    for other in (pictures, site):
+        before = sorted(other.rglob("*"))
+        with pytest.raises(SayseeError, match="exists and is no index"):
+            build_index(pictures, model, tmp_path / "m", other)
+        assert sorted(other.rglob("*")) == before
+
+
+@pytest.mark.parametrize("write", ["write_text", "atomic_path"])
+def test_stopped_anywhere_the_old_index_is_whole(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: str
+) -> None:
+    from saysee.search import index as module
+
+    model, into = small_model(), tmp_path / "index"
+    build_index(pictures, model, tmp_path / "m", into)
+    expected = read_index(into)
+    write_image(pictures / "new.png")
+    original = getattr(module, write)
+    for stop_at in (1, 2):
+        calls = 0
+
+        def stopping(*arguments, stop_at=stop_at):  # type: ignore[no-untyped-def]
+            nonlocal calls
+            calls += 1
+            if calls == stop_at:
+                raise KeyboardInterrupt
+            return original(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, write, stopping)
+            try:
+                build_index(pictures, model, tmp_path / "m", into)
+            except KeyboardInterrupt:
+                found = read_index(into)
+                assert found.paths == expected.paths
+                assert torch.equal(found.embedding, expected.embedding)
+    assert len(read_index(into)) == (9 if write == "write_text" else 10)
+
+
+def test_names_that_are_not_text_and_names_with_line_breaks_are_indexed(pictures: Path, tmp_path: Path) -> None:
+    odd = [b"caf\xe9.png", b"two\nlines.png", "ñandú.png".encode()]
+    for name in odd:
+        write_image(pictures / "plain.png")
+        (pictures / "plain.png").rename(pictures / os.fsdecode(name))
+    model = small_model()
+    build_index(pictures, model, tmp_path / "m", tmp_path / "index")
+    answers = Searcher(read_index(tmp_path / "index"), model).search(question(), top=100)
+    assert {os.fsencode(answer.path.name) for answer in answers} >= set(odd)
+    assert all(answer.path.is_file() for answer in answers)
 
 
 def test_another_model_is_refused(pictures: Path, tmp_path: Path) -> None:
@@ -129,17 +193,18 @@ def test_a_damaged_index_is_named(pictures: Path, tmp_path: Path) -> None:
         read_index(into)
     build_index(pictures, small_model(), tmp_path / "m", into)
     described = (into / "index.json").read_text()
-    (into / "index.json").write_text(json.dumps({**json.loads(described), "format_version": 7}))
+    (into / "index.json").write_text(json.dumps({**json.loads(described), "saysee_index": 7}))
     with pytest.raises(SayseeError, match="index format 7"):
         read_index(into)
     (into / "index.json").write_text(described)
-    tensors = load_file(into / "vectors.safetensors")
-    save_file({name: tensor[:-1].clone() for name, tensor in tensors.items()}, into / "vectors.safetensors")
-    with pytest.raises(SayseeError, match="rows and vectors differ"):
-        read_index(into)
-    (into / "vectors.safetensors").write_bytes(b"rubbish")
-    with pytest.raises(SayseeError, match="is damaged"):
-        read_index(into)
+    for file in (*into.glob("pictures-*"), *into.glob("vectors-*"), into / "index.json"):
+        content = file.read_bytes()
+        for broken in (content[: len(content) // 2], content[:-20] + bytes([content[-20] ^ 1]) + content[-19:], None):
+            file.unlink() if broken is None else file.write_bytes(broken)
+            with pytest.raises(SayseeError, match=r"is damaged|is no index"):
+                read_index(into)
+            file.write_bytes(content)
+    assert len(read_index(into)) == 9
 
 
 def test_pictures_are_found_in_the_order_of_their_names(pictures: Path) -> None:
@@ -159,8 +224,7 @@ def test_a_score_does_not_depend_on_what_is_scored_with_it(pairs: list[tuple[int
     speech = model.encode_speech([question(seed)[: 4_000 + 3_000 * seed] for seed in range(3)])
     hidden = torch.randn(4, 5, 16, generator=torch.Generator().manual_seed(0))
     whole = {
-        (s, i): match_logits(model, speech, hidden, torch.tensor([s]), torch.tensor([i])).item()
-        for s, i in set(pairs)
+        (s, i): match_logits(model, speech, hidden, torch.tensor([s]), torch.tensor([i])).item() for s, i in set(pairs)
     }
     before = reranker.PAIRS_AT_ONCE
     reranker.PAIRS_AT_ONCE = at_once

@@ -4,7 +4,6 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from stubs import IMAGE_DIM, LAYERS, SPEECH_DIM, TOKENS, small_model
 from torch import Tensor
 
 from saysee.data.collate import Batch
@@ -13,6 +12,7 @@ from saysee.losses.queue import MomentumQueue
 from saysee.models.momentum import MomentumEncoder
 from saysee.training.optimizer import build_optimizer
 from saysee.training.step import Learner, draw_pairs, joint_loss, training_step
+from stubs import IMAGE_DIM, LAYERS, SPEECH_DIM, TOKENS, small_model
 
 
 def make_batch(ids: list[int], seed: int = 0) -> Batch:
@@ -139,11 +139,16 @@ def test_contrast_only_has_no_matching_no_momentum_and_no_queue() -> None:
 
 
 def test_a_batch_of_one_image_trains_on_positives_alone() -> None:
-    """No negative exists: SIM is the positive term, and nothing crashes."""
+    """No negative exists: SIM is the mean of -log p(matched) of the three pairs, and nothing crashes."""
     learner = make_learner()
-    report = training_step(learner, [make_batch([3, 3, 3])], 0, learner.model.config, no_tokens, nullcontext)
-    assert report.sim is not None
-    assert torch.isfinite(torch.tensor(report.loss))
+    model, batch = learner.model, make_batch([3, 3, 3])
+    own = torch.arange(3)
+    speech = model.speech_encoder(batch.speech, batch.speech_mask)
+    hidden = model.image_encoder(batch.image_tokens).hidden
+    logits = model.require_multimodal_encoder().match_pairs(speech.hidden, speech.mask, hidden, own, own)
+    expected = -torch.sigmoid(logits).log().mean().item()
+    report = training_step(learner, [batch], 0, model.config, no_tokens, nullcontext)
+    assert report.sim == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_loss_that_is_not_finite_changes_nothing() -> None:
@@ -165,9 +170,12 @@ def test_drawn_pairs_are_never_false_negatives(source: str, how: str) -> None:
     model = learner.model
     asked: list[int] = []
 
+    def tokens_of(number: int) -> Tensor:
+        return torch.randn(TOKENS, IMAGE_DIM, generator=torch.Generator().manual_seed(number))
+
     def read_tokens(ids: Tensor) -> Tensor:
         asked.extend(ids.tolist())
-        return ids[:, None, None].float().expand(-1, TOKENS, IMAGE_DIM)
+        return torch.stack([tokens_of(number) for number in ids.tolist()])
 
     rows = torch.nn.functional.normalize(torch.randn(12, 8), dim=1)
     queue_ids = torch.tensor([0, 1, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29])
@@ -187,15 +195,13 @@ def test_drawn_pairs_are_never_false_negatives(source: str, how: str) -> None:
             if image_row < 4:
                 assert batch.image_id[speech_row] != batch.image_id[image_row]
             else:
-                tokens = pairs.image_hidden[image_row]
+                projected = pairs.image_hidden[image_row]
                 drawn = [
                     number
                     for number in set(asked)
-                    if torch.allclose(
-                        tokens, model.image_encoder.project(torch.full((1, TOKENS, IMAGE_DIM), float(number)))[0]
-                    )
+                    if torch.allclose(projected, model.image_encoder.project(tokens_of(number)), atol=1e-6)
                 ]
-                assert drawn
-                assert int(batch.image_id[speech_row]) not in drawn or len(drawn) > 1
+                assert len(drawn) == 1
+                assert drawn[0] != batch.image_id[speech_row]
     assert bool(asked) == (source == "queue")
     assert not set(asked) - set(queue_ids.tolist())

@@ -1,13 +1,15 @@
 """Runs: killed anywhere and started again they end with the same bits; faults are named; only the best is kept."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from stubs import IMAGE_DIM, LAYERS, SPEECH_DIM, TOKENS, small_model
 from torch import Tensor
 
 from saysee.data.dataset import PairDataset
@@ -20,6 +22,7 @@ from saysee.training import trainer
 from saysee.training.optimizer import build_optimizer
 from saysee.training.step import Learner
 from saysee.training.trainer import CHECKPOINT_FILE, TrainingError, train
+from stubs import IMAGE_DIM, LAYERS, SPEECH_DIM, TOKENS, small_model
 
 CHANGES = {
     "dropout": 0.1,
@@ -147,13 +150,6 @@ def test_the_best_model_by_the_primary_metric_is_kept(tmp_path: Path) -> None:
     assert torch.equal(load_file(tmp_path / "model.safetensors")["speech_encoder.cls"], seen[2])
 
 
-def test_without_dev_the_last_model_is_kept(tmp_path: Path) -> None:
-    learner = make_learner()
-    train(learner, make_dataset(), "data", None, tmp_path)
-    saved = load_file(tmp_path / "model.safetensors")
-    assert torch.equal(saved["speech_encoder.cls"], learner.model.speech_encoder.cls)
-
-
 def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
     run(tmp_path)
     before = final_state(tmp_path)
@@ -201,12 +197,75 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_step_captions_and_checkpoi
         return original(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(trainer, "training_step", poisoned)
-    with pytest.raises(TrainingError, match=r"loss of SIC is nan at step 7.*c\d+.*last\.safetensors"):
+    with pytest.raises(
+        TrainingError, match=r"loss of SIC is nan at step 7.*last\.safetensors, after step 6\. The captions: c\d+, c\d+"
+    ):
         train(learner, make_dataset(), "data", measure, tmp_path)
     assert all(torch.isfinite(tensor).all() for tensor in load_file(tmp_path / CHECKPOINT_FILE).values())
 
 
+def test_broken_weights_are_neither_measured_nor_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step may break the weights after its own loss was still finite."""
+    original = trainer.training_step
+
+    def breaking(learner: Learner, *arguments: object) -> object:
+        report = original(learner, *arguments)  # type: ignore[arg-type]
+        if arguments[1] == 5:
+            with torch.no_grad():
+                learner.model.speech_encoder.cls.fill_(torch.inf)
+        return report
+
+    monkeypatch.setattr(trainer, "training_step", breaking)
+    with pytest.raises(TrainingError, match=r"speech_encoder\.cls is no longer finite at step 6.*after step 3"):
+        run(tmp_path)
+    assert all(torch.isfinite(tensor).all() for tensor in load_file(tmp_path / CHECKPOINT_FILE).values())
+
+
+def test_a_metric_of_which_less_is_better_cannot_choose(tmp_path: Path) -> None:
+    def ranks(_: SpeechImageModel) -> Mapping[str, float]:
+        return {"coarse/speech_to_image/median_rank": 3.0, "coarse/speech_to_image/MRR": 0.5}
+
+    learner = make_learner(primary_metric="coarse/speech_to_image/median_rank")
+    with pytest.raises(SayseeError, match=r"allowed here: coarse/speech_to_image/MRR\."):
+        train(learner, make_dataset(), "data", ranks, tmp_path)
+
+
+def test_two_processes_do_not_train_into_one_folder(tmp_path: Path) -> None:
+    holding = (
+        "import sys, pathlib; from saysee.files import sole_process\n"
+        "with sole_process(pathlib.Path(sys.argv[1]), 'x'): print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", holding, str(tmp_path / "training" / "lock")], stdin=PIPE, stdout=PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(SayseeError, match="another process is training into"):
+            run(tmp_path)
+        other.kill()
+    run(tmp_path)
+
+
+def test_a_run_on_other_frozen_encoders_is_refused(tmp_path: Path) -> None:
+    run(tmp_path)
+    learner = make_learner()
+    with torch.no_grad():
+        next(learner.model.speech_backbone.parameters()).add_(1)
+    with pytest.raises(SayseeError, match="other frozen encoders"):
+        train(learner, make_dataset(), "data", measure, tmp_path)
+
+
+def test_an_altered_checkpoint_is_refused(tmp_path: Path) -> None:
+    run(tmp_path)
+    path = tmp_path / CHECKPOINT_FILE
+    altered = bytearray(path.read_bytes())
+    altered[-5] ^= 1
+    path.write_bytes(altered)
+    with pytest.raises(SayseeError, match="altered or damaged"):
+        run(tmp_path)
+
+
 def test_an_unknown_primary_metric_is_found_before_the_first_step(tmp_path: Path) -> None:
-    with pytest.raises(SayseeError, match=r"'fine/mean/R@7'; this run measures: coarse/mean/R@1"):
+    with pytest.raises(SayseeError, match=r"'fine/mean/R@7'; allowed here: coarse/mean/R@1"):
         run(tmp_path, primary_metric="fine/mean/R@7")
     assert not (tmp_path / CHECKPOINT_FILE).exists()

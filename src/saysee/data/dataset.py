@@ -13,10 +13,13 @@ from torch.utils.data import Dataset
 
 from saysee.data.collate import Sample
 from saysee.data.manifest import ManifestError, SpokenCaption
+from saysee.data.validate import RECORDING_LIMITS
+from saysee.errors import AudioError, ImageError
 from saysee.features.audio import load_waveform
 from saysee.features.cache import FeatureCache
 from saysee.features.extract import CachedFeatures, extract
-from saysee.features.image import load_image
+from saysee.features.image import ImageLimits, load_image
+from saysee.features.sources import read_bytes
 
 
 class Features(Protocol):
@@ -117,7 +120,8 @@ def extract_features(
 
     speech, speech_faults = extract(
         (caption.audio for caption in captions),
-        lambda path: speech_backbone.prepare(load_waveform(path)),
+        lambda path: read_bytes(path, RECORDING_LIMITS.max_bytes, AudioError),
+        lambda content, path: speech_backbone.prepare(load_waveform(content, RECORDING_LIMITS, str(path))),
         encode_speech,
         FeatureCache(cache_folder, speech_backbone.fingerprint),
         batch_size=16,
@@ -126,7 +130,8 @@ def extract_features(
     )
     images, image_faults = extract(
         (caption.image for caption in captions),
-        lambda path: image_backbone.prepare(load_image(path)),
+        lambda path: read_bytes(path, ImageLimits().max_bytes, ImageError),
+        lambda content, path: image_backbone.prepare(load_image(content, name=str(path))),
         encode_images,
         FeatureCache(cache_folder, image_backbone.fingerprint),
         batch_size=16,

@@ -15,8 +15,7 @@ from saysee.features.audio import AudioLimits, load_waveform
 from saysee.features.image import load_image
 
 # ours: a shorter recording holds no word, and the longest known spoken caption (Flickr8k's) takes 323 s
-SHORTEST_SECONDS = 0.1
-LONGEST_SECONDS = 600.0
+RECORDING_LIMITS = AudioLimits(min_seconds=0.1, max_seconds=600.0)
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ def file_faults(manifest: Manifest, *, workers: int = 2, progress: bool = False)
 
 def _audio_fault(path: Path) -> str | None:
     try:
-        load_waveform(path, AudioLimits(min_seconds=SHORTEST_SECONDS, max_seconds=LONGEST_SECONDS))
+        load_waveform(path, RECORDING_LIMITS)
     except AudioError as error:
         return str(error)
     return None

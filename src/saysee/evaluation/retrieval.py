@@ -34,6 +34,7 @@ def evaluate_retrieval(
     images: Features,
     *,
     search: SearchConfig | None = None,
+    fine: bool = True,
     about: dict[str, Any] | None = None,
     batch_size: int = 32,
     progress: bool = False,
@@ -46,6 +47,7 @@ def evaluate_retrieval(
         speech: features (L, T, D) of each recording.
         images: features (P, D') of each picture.
         search: k and fusion rule of the fine stage; None takes the model's own.
+        fine: whether to measure the fine stage too, if the model has one.
         about: what else the record says of this evaluation.
         batch_size: recordings or pictures encoded together; changes no metric.
         progress: whether to show a bar while pairs are matched.
@@ -65,7 +67,8 @@ def evaluate_retrieval(
         paths.setdefault(caption.image_id, caption.image)
     image_ids = tuple(paths)
     # Which of several items with one score are among the best k depends on their order. In a random order it is left
-    # to chance, as ties are everywhere else; in the manifest's order a caption may stand just beside its image.
+    # to chance, so that the fine stage too is at chance on average when all scores are equal; in the manifest's order a
+    # caption may stand just beside its image.
     shuffled = torch.Generator().manual_seed(0)
     gallery = torch.randperm(len(image_ids), generator=shuffled).tolist()
     spoken = torch.randperm(len(captions), generator=shuffled).tolist()
@@ -90,7 +93,7 @@ def evaluate_retrieval(
     )
     stages = [_stage("coarse", name, scores, right, *ids) for name, scores, right, *ids in directions]
     recall_at_k: dict[Direction, float] = {}
-    if model.multimodal_encoder is not None:
+    if fine and model.multimodal_encoder is not None:
         candidates = [best_candidates(scores, search.rerank) for _, scores, *_ in directions]
         logits = _match_candidates(
             model, ordered, speech, image_hidden, candidates[0], candidates[1], batch_size, progress
@@ -206,9 +209,9 @@ def _match_candidates(
             model,
             encoding,
             image_hidden,
-            (recording[part] - number * batch_size).to(model.device),
-            image[part].to(model.device),
-        ).cpu()
+            recording[part] - number * batch_size,
+            image[part],
+        )
     logits = scored[row_of]
     split = images_of_speech.numel()
     return logits[:split].view_as(images_of_speech), logits[split:].view_as(speech_of_images)

@@ -1,8 +1,8 @@
 """What the frozen backbones made of a file, kept on disk by the file's content and the backbone's fingerprint.
 
 An entry's name is made of both hashes, so a changed file or backbone has another name and no answer can be stale. An
-entry is written whole under a temporary name and renamed; two processes that make the same entry write the same bytes,
-and the second rename changes nothing.
+entry is written whole under a temporary name and renamed; of two processes that make the same entry, the later one
+replaces it by one that is as right.
 """
 
 import os
@@ -34,8 +34,12 @@ class FeatureCache:
         return self.folder / content[:2] / f"{content}.safetensors"
 
     def __contains__(self, content: str) -> bool:
-        """Say whether there is an entry for a content hash."""
-        return self.path(content).is_file()
+        """Say whether there is an entry for a content hash; one that was cut short (its header tells) is none."""
+        try:
+            with safetensors.safe_open(self.path(content), "pt"):
+                return True
+        except (OSError, safetensors.SafetensorError):
+            return False
 
     def get(self, content: str) -> Tensor:
         """Return an entry's tensor.

@@ -1,8 +1,9 @@
 """Files -> cached features: read, decoded and encoded once each, with every bad file named.
 
-Reader and encoder are handed in, so this module knows no model.
+Reader, decoder and encoder are handed in, so this module knows no model.
 """
 
+import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from tqdm import tqdm
 
 from saysee.errors import SayseeError
 from saysee.features.cache import FeatureCache
-from saysee.files import sha256_of
+from saysee.features.sources import one_line
 
 T = TypeVar("T")
 
@@ -49,7 +50,8 @@ class CachedFeatures:
 
 def extract(
     paths: Iterable[Path],
-    read: Callable[[Path], T],
+    read: Callable[[Path], bytes],
+    decode: Callable[[bytes, Path], T],
     encode: Callable[[Sequence[T]], Sequence[Tensor]],
     cache: FeatureCache,
     *,
@@ -61,7 +63,8 @@ def extract(
 
     Args:
         paths: the files; a repeated one counts once.
-        read: decodes one file; called in threads.
+        read: gives a file's content; called in threads.
+        decode: makes of the content what `encode` takes; called in threads. The path is for messages.
         encode: turns what was read into one tensor each; what it returns must not depend on the grouping.
         cache: where features are looked up and kept.
         batch_size: files that are encoded together.
@@ -77,14 +80,18 @@ def extract(
     faults: dict[Path, str] = {}
 
     def read_one(path: Path) -> tuple[str, T | None]:
-        digest = sha256_of(path)
-        return digest, None if digest in cache else read(path)
+        content = read(path)
+        digest = hashlib.sha256(content).hexdigest()
+        return digest, None if digest in cache else decode(content, path)
 
-    waiting: list[tuple[str, T]] = []
+    waiting: list[tuple[Path, T]] = []
 
     def encode_waiting() -> None:
-        for (digest, _), features in zip(waiting, encode([item for _, item in waiting]), strict=True):
-            cache.put(digest, features)
+        for (path, _), features in zip(waiting, encode([item for _, item in waiting]), strict=True):
+            if features.isfinite().all():
+                cache.put(content[path], features)
+            else:
+                faults[path] = f"{path}: its features are not finite (beyond the range of {features.dtype})"
         waiting.clear()
 
     files = read_ahead(unique, read_one, workers=workers, ahead=batch_size)
@@ -97,7 +104,7 @@ def extract(
         digest, item = result
         content[path] = digest
         if item is not None:
-            waiting.append((digest, item))
+            waiting.append((path, item))
         if len(waiting) == batch_size:
             encode_waiting()
     if waiting:
@@ -120,7 +127,7 @@ def read_ahead(
         except SayseeError as error:
             return path, str(error)
         except OSError as error:
-            return path, f"{path}: {error.strerror or error}"
+            return path, f"{one_line(str(path))}: {error.strerror or error}"
 
     todo = iter(paths)
     with ThreadPoolExecutor(workers) as pool:

@@ -119,10 +119,15 @@ def load_image(
             if smallest_side is not None:
                 image.draft(None, (max(smallest_side, 1), max(smallest_side, 1)))
             image.load()
-            rgb = _to_rgb(image)
-            # after loading: PNG may hold it behind the pixels, and the TIFF reader turns the picture by itself
-            turn = _UPRIGHT.get(_orientation(image))
-        return rgb if turn is None else rgb.transpose(turn)
+            return as_rgb(image)
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Return a picture of any mode as `load_image` gives it: upright, over white, 8-bit RGB."""
+    rgb = _to_rgb(image)
+    # after loading: PNG may hold it behind the pixels, and the TIFF reader turns the picture by itself
+    turn = _UPRIGHT.get(_orientation(image))
+    return rgb if turn is None else rgb.transpose(turn)
 
 
 @contextmanager

@@ -35,6 +35,16 @@ def open_source(
         yield file
 
 
+def read_bytes(path: Path, max_bytes: int, error_type: type[SayseeError]) -> bytes:
+    """Return a file's content, so that what is hashed and what is decoded are the same bytes.
+
+    Raises:
+        SayseeError: see `open_source`.
+    """
+    with open_source(path, None, max_bytes, error_type) as file:
+        return file.read()
+
+
 @contextmanager
 def naming(label: str, error_type: type[SayseeError]) -> Iterator[None]:
     """Put `label` in front of the message of an error of `error_type`, or of an `OSError`, and make it one line."""

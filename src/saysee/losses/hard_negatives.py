@@ -1,4 +1,4 @@
-"""Negatives for SIM, drawn from the similarities that SIC has just computed [ALBEF, section 3.2].
+"""Negatives for SIM, drawn by the similarities that SIC contrasts [ALBEF, section 3.2].
 
 Shapes: R rows that need a negative, C candidates.
 """

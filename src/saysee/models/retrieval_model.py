@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from saysee.config import Config
 from saysee.errors import SayseeError
 from saysee.features.audio import as_waveform, load_waveform
-from saysee.features.image import load_image
+from saysee.features.image import as_rgb, load_image
 from saysee.files import atomic_path, write_text
 from saysee.models.backbones import ImageBackbone, SpeechBackbone, load_image_backbone, load_speech_backbone
 from saysee.models.image_encoder import ImageEncoder, ImageEncoding
@@ -87,13 +87,11 @@ class SpeechImageModel(nn.Module):
         Raises:
             AudioError: a recording that does not decode, is silent, or is out of the limits.
         """
-        waveforms = [_waveform(recording) for recording in _sequence(recordings)]
-        prepared = [self.speech_backbone.prepare(waveform) for waveform in waveforms]
+        parts = []
         with _evaluating(self):
-            parts = [
-                self.speech_encoder(*self.speech_backbone(prepared[start : start + batch_size]))
-                for start in range(0, len(prepared), batch_size)
-            ]
+            for batch in _batches(recordings, batch_size):
+                prepared = [self.speech_backbone.prepare(_waveform(recording)) for recording in batch]
+                parts.append(self.speech_encoder(*self.speech_backbone(prepared)))
         return concatenate_speech(parts)
 
     @torch.inference_mode()
@@ -106,16 +104,11 @@ class SpeechImageModel(nn.Module):
         Raises:
             ImageError: a picture that does not decode or is out of the limits.
         """
-        images = [
-            picture.convert("RGB") if isinstance(picture, Image.Image) else load_image(Path(picture))
-            for picture in _sequence(pictures)
-        ]
-        pixels = [self.image_backbone.prepare(image) for image in images]
+        parts = []
         with _evaluating(self):
-            parts = [
-                self.image_encoder(self.image_backbone(torch.stack(pixels[start : start + batch_size]).to(self.device)))
-                for start in range(0, len(pixels), batch_size)
-            ]
+            for batch in _batches(pictures, batch_size):
+                pixels = [self.image_backbone.prepare(_image(picture)) for picture in batch]
+                parts.append(self.image_encoder(self.image_backbone(torch.stack(pixels).to(self.device))))
         return ImageEncoding(*(torch.cat(field) for field in zip(*parts, strict=True)))
 
     @torch.inference_mode()
@@ -191,7 +184,11 @@ class SpeechImageModel(nn.Module):
     # ---- folders
 
     def save_pretrained(self, folder: Path | str) -> None:
-        """Write the model folder; a reader meanwhile sees the old model or the new one."""
+        """Write the model folder.
+
+        A reader meanwhile sees the old model or the new one, as long as both have one configuration (in training they
+        have). Over another model's folder, a crash between its two files leaves one that is refused as altered.
+        """
         folder = Path(folder)
         described = {
             "format_version": FORMAT_VERSION,
@@ -312,8 +309,17 @@ def _is_backbone(name: str) -> bool:
     return name.startswith(("speech_backbone.", "image_backbone."))
 
 
-def _sequence(given: Any) -> Sequence[Any]:
-    return given if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+def _batches(given: Any, size: int) -> Iterator[Sequence[Any]]:
+    """Cut what a user gave, one or a sequence, into batches; no more than one is decoded at a time."""
+    items = given if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    if len(items) == 0:
+        raise SayseeError("there is nothing to encode; give at least one recording or picture")
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _image(picture: Picture) -> Image.Image:
+    return as_rgb(picture) if isinstance(picture, Image.Image) else load_image(Path(picture))
 
 
 def _waveform(recording: Recording) -> NDArray[np.float32]:

@@ -1,16 +1,18 @@
 """An index of somebody's pictures: embeddings, projected tokens, and which file each row is.
 
-A folder with `index.json` (format, model, counts), `pictures.jsonl` (one line a picture, in the order of the rows) and
-`vectors.safetensors`: `embedding` (N, E) float32 and, with a fine stage, `hidden` (N, P, H) float16. It is built under
-a temporary name and renamed, so an index is whole or not there.
+A folder with `index.json` (format, model, counts, and the names and hashes of the two other files), `pictures-*.jsonl`
+(one line a picture, in the order of the rows) and `vectors-*.safetensors`: `embedding` (N, E) float32 and, with a fine
+stage, `hidden` (N, P, H) float16. The two are named by their content, and `index.json` is replaced by one rename when
+both are written: whenever the building is stopped, the folder holds the old index or the new one.
 """
 
+import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import torch
@@ -22,12 +24,13 @@ from tqdm import tqdm
 from saysee.errors import SayseeError
 from saysee.features.extract import read_ahead
 from saysee.features.image import load_image
-from saysee.files import sha256_of
-from saysee.models.retrieval_model import SpeechImageModel
+from saysee.files import atomic_path, write_text
+from saysee.models.retrieval_model import SpeechImageModel, hash_tensors
 
 FORMAT_VERSION = 1
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
 BATCH = 16
+INDEX_FILE = "index.json"
 
 
 @dataclass(frozen=True)
@@ -56,15 +59,20 @@ class PictureIndex:
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What `build_index` did: how many pictures are in, and each skipped file with the reason."""
+    """What `build_index` did: how many pictures are in, and each skipped file or folder with the reason."""
 
     indexed: int
     skipped: dict[Path, str]
 
 
-def find_pictures(folder: Path) -> Iterator[Path]:
-    """Yield the files below a folder whose suffix is a picture's, hidden ones left out, in the order of their names."""
-    for root, folders, files in os.walk(folder):
+def find_pictures(folder: Path, unreadable: Callable[[OSError], None] | None = None) -> Iterator[Path]:
+    """Yield the files below a folder whose suffix is a picture's, hidden ones left out, in the order of their names.
+
+    Args:
+        folder: where to look.
+        unreadable: is told of each folder below that cannot be listed.
+    """
+    for root, folders, files in os.walk(folder, onerror=unreadable):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             if not name.startswith(".") and Path(name).suffix.lower() in PICTURE_SUFFIXES:
@@ -89,42 +97,34 @@ def build_index(
     """
     if not folder.is_dir():
         raise SayseeError(f"{folder} is no folder; give the folder that holds your pictures")
-    if into.exists() and not (into / "index.json").is_file():
-        raise SayseeError(f"{into} exists and is no index; give a folder that does not exist yet")
-    paths = list(find_pictures(folder))
+    _refuse_what_is_no_index(into)
     skipped: dict[Path, str] = {}
+
+    def unreadable(error: OSError) -> None:
+        skipped[Path(error.filename)] = f"{error.filename}: {error.strerror}"
+
+    paths = list(find_pictures(folder, unreadable))
     names: list[str] = []
-    hashes: list[str] = []
     embeddings: list[Tensor] = []
     hiddens: list[Tensor] = []
-    fine = model.multimodal_encoder is not None
-
-    def read(path: Path) -> tuple[str, Image.Image]:
-        return sha256_of(path), load_image(path)
-
     waiting: list[Image.Image] = []
+    fine = model.multimodal_encoder is not None
 
     def encode_waiting() -> None:
         encoding = model.encode_image(waiting)
-        embeddings.append(encoding.embedding)
+        embeddings.append(encoding.embedding.cpu())
         if fine:
-            hiddens.append(encoding.hidden.half())
+            hiddens.append(encoding.hidden.half().cpu())
         waiting.clear()
 
-    for path, result in tqdm(
-        read_ahead(paths, read, workers=workers, ahead=BATCH),
-        total=len(paths),
-        desc="pictures",
-        unit="file",
-        disable=None if progress else True,
-        delay=2,
-    ):
+    files = read_ahead(paths, load_image, workers=workers, ahead=BATCH)
+    hide = None if progress else True
+    for path, result in tqdm(files, "pictures", total=len(paths), unit="file", disable=hide, delay=2):
         if isinstance(result, str):
             skipped[path] = result
             continue
         names.append(os.path.relpath(path, folder))
-        hashes.append(result[0])
-        waiting.append(result[1])
+        waiting.append(result)
         if len(waiting) == BATCH:
             encode_waiting()
     if waiting:
@@ -133,59 +133,79 @@ def build_index(
         reasons = "".join(f"\n  {reason}" for reason in skipped.values())
         raise SayseeError(f"no picture in {folder} could be indexed{reasons}")
 
-    tensors = {"embedding": torch.cat(embeddings).cpu()}
+    tensors = {"embedding": torch.cat(embeddings)}
     if fine:
-        tensors["hidden"] = torch.cat(hiddens).cpu()
+        tensors["hidden"] = torch.cat(hiddens)
     described = {
-        "format_version": FORMAT_VERSION,
+        "saysee_index": FORMAT_VERSION,
         "folder": str(folder.resolve()),
         "model": str(model_folder.resolve()),
         "model_fingerprint": model.fingerprint,
         "pictures": len(names),
         "skipped": len(skipped),
     }
-    rows = [json.dumps({"path": name, "sha256": digest}) for name, digest in zip(names, hashes, strict=True)]
-    into.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=into.parent, prefix=f".{into.name}.") as temporary:
-        fresh = Path(temporary) / "index"
-        fresh.mkdir()
-        save_file(tensors, fresh / "vectors.safetensors")
-        (fresh / "pictures.jsonl").write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
-        (fresh / "index.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
-        if into.exists():
-            into.replace(Path(temporary) / "replaced")
-        fresh.replace(into)
+    _write(into, described, "".join(f"{json.dumps({'path': name})}\n" for name in names), tensors)
     return BuildReport(len(names), skipped)
 
 
 def read_index(into: Path) -> PictureIndex:
-    """Read an index folder.
+    """Read an index folder and check it against its hashes.
 
     Raises:
-        SayseeError: no index there, a file missing or damaged, or another format.
+        SayseeError: no index there, a file missing or altered, or another format.
     """
-    if not (into / "index.json").is_file():
+    if not (into / INDEX_FILE).is_file():
         raise SayseeError(f"{into} is no index; make one with `saysee index build DIR --model MODEL --into {into}`")
     try:
-        described = json.loads((into / "index.json").read_text(encoding="utf-8"))
-        version = described["format_version"]
+        described = json.loads((into / INDEX_FILE).read_text(encoding="utf-8"))
+        version = described["saysee_index"]
         if version != FORMAT_VERSION:
             raise SayseeError(
                 f"{into} has index format {version}; this saysee reads {FORMAT_VERSION}: upgrade saysee or build again"
             )
-        rows = (into / "pictures.jsonl").read_text(encoding="utf-8").splitlines()
-        paths = tuple(json.loads(row)["path"] for row in rows)
-        tensors = load_file(into / "vectors.safetensors")
+        rows = (into / described["rows"]["file"]).read_text(encoding="utf-8")
+        tensors = load_file(into / described["vectors"]["file"])
         index = PictureIndex(
             Path(described["folder"]),
-            paths,
+            tuple(json.loads(row)["path"] for row in rows.splitlines()),
             tensors["embedding"],
             tensors.get("hidden"),
             Path(described["model"]),
             described["model_fingerprint"],
         )
+        recorded = (described["rows"]["sha256"], described["vectors"]["sha256"])
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise SayseeError(f"{into} is damaged ({error}); build it again with `saysee index build`") from None
-    if len(index.paths) != len(index.embedding):
-        raise SayseeError(f"{into} is damaged (rows and vectors differ in number); build it again")
+    if recorded != (_hash_text(rows), hash_tensors(tensors)):
+        raise SayseeError(f"{into} is damaged (its content does not fit its hashes); build it again")
     return index
+
+
+def _refuse_what_is_no_index(into: Path) -> None:
+    if not into.exists() or (into.is_dir() and not any(into.iterdir())):
+        return
+    try:
+        is_index = "saysee_index" in json.loads((into / INDEX_FILE).read_bytes())
+    except (OSError, ValueError, TypeError):
+        is_index = False
+    if not is_index:
+        raise SayseeError(f"{into} exists and is no index; give a folder that does not exist yet")
+
+
+def _write(into: Path, described: dict[str, Any], rows: str, tensors: dict[str, Tensor]) -> None:
+    """Write both files under names of their own, switch to them, and only then remove what was there before."""
+    rows_hash, vectors_hash = _hash_text(rows), hash_tensors(tensors)
+    rows_file, vectors_file = f"pictures-{rows_hash[:16]}.jsonl", f"vectors-{vectors_hash[:16]}.safetensors"
+    write_text(into / rows_file, rows)
+    with atomic_path(into / vectors_file) as temporary:
+        save_file(tensors, temporary)
+    described["rows"] = {"file": rows_file, "sha256": rows_hash}
+    described["vectors"] = {"file": vectors_file, "sha256": vectors_hash}
+    write_text(into / INDEX_FILE, json.dumps(described, indent=2) + "\n")
+    for old in (*into.glob("pictures-*.jsonl"), *into.glob("vectors-*.safetensors")):
+        if old.name not in (rows_file, vectors_file):
+            old.unlink()
+
+
+def _hash_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

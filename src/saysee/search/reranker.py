@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from saysee.config import SearchConfig
+from saysee.errors import SayseeError
 from saysee.models.retrieval_model import SpeechImageModel
 from saysee.models.speech_encoder import SpeechEncoding
 
@@ -30,37 +31,42 @@ def match_logits(
     Args:
         model: in eval mode.
         speech: the recordings.
-        image_hidden: projected tokens of the pictures (N, P, H), of any floating type.
+        image_hidden: projected tokens of the pictures (N, P, H), of any floating type and on any device.
         speech_index: the recording of each pair (M,).
         image_index: the picture of each pair (M,).
 
     Returns:
-        `match_logit` (M,), float32.
+        `match_logit` (M,), float32, on the device of `speech_index`.
 
     Raises:
-        SayseeError: the model has no multimodal encoder.
+        SayseeError: the model has no multimodal encoder, or gives scores that are not finite.
     """
     encoder = model.require_multimodal_encoder()
-    parts = []
+    device = model.device
+    scores = speech_index.new_empty(len(speech_index), dtype=torch.float32)
     for start in range(0, len(speech_index), PAIRS_AT_ONCE):
-        recordings, speech_row = speech_index[start : start + PAIRS_AT_ONCE].unique(return_inverse=True)  # type: ignore[no-untyped-call]
-        pictures, image_row = image_index[start : start + PAIRS_AT_ONCE].unique(return_inverse=True)  # type: ignore[no-untyped-call]
-        parts.append(
-            encoder.match_pairs(
-                speech.hidden[recordings],
-                speech.mask[recordings],
-                image_hidden[pictures].to(speech.hidden.dtype),
-                speech_row,
-                image_row,
-            )
+        part = slice(start, start + PAIRS_AT_ONCE)
+        recordings, speech_row = speech_index[part].unique(return_inverse=True)  # type: ignore[no-untyped-call]
+        pictures, image_row = image_index[part].unique(return_inverse=True)  # type: ignore[no-untyped-call]
+        scores[part] = encoder.match_pairs(
+            speech.hidden[recordings.to(device)],
+            speech.mask[recordings.to(device)],
+            image_hidden[pictures.to(image_hidden.device)].to(device, speech.hidden.dtype),
+            speech_row.to(device),
+            image_row.to(device),
+        ).to(scores.device)
+    if not scores.isfinite().all():
+        raise SayseeError(
+            "the fine stage gives scores that are not finite; train the model again, or rank coarse alone"
         )
-    return torch.cat(parts) if parts else speech.embedding.new_zeros(0)
+    return scores
 
 
 def fuse(match_logit: Tensor, similarity: Tensor, temperature: Tensor, config: SearchConfig) -> Tensor:
     """Return the fused scores by which candidates are ranked; all three have one shape.
 
-    `match` is ALBEF's rule, `match+similarity` BLIP's; `match+scaled-similarity` is ours: similarity / temperature is
+    `match` is after ALBEF and `match+similarity` after BLIP, with the log-odds in the place of the matched logit;
+    `match+scaled-similarity` is ours: similarity / temperature is
     the logit of SIC's softmax, so that both terms are on the scale of log-odds.
     """
     if config.fusion == "match":

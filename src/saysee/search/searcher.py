@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from saysee.config import Fusion
 from saysee.errors import SayseeError
 from saysee.models.retrieval_model import Recording, SpeechImageModel
 from saysee.search.index import PictureIndex
@@ -45,29 +46,42 @@ class Searcher:
         self.model = model.eval()
 
     @torch.inference_mode()
-    def search(self, question: Recording, top: int = 10, rerank: int | None = None) -> list[Answer]:
+    def search(
+        self, question: Recording, top: int = 10, rerank: int | None = None, fusion: Fusion | None = None
+    ) -> list[Answer]:
         """Rank the pictures for a spoken question.
 
         Args:
             question: a recording.
             top: how many answers to give; clamped to the index.
             rerank: k of the fine stage; 0 leaves the coarse order, None takes the model's own setting.
+            fusion: what the best k are ranked by; None takes the model's own setting.
 
         Returns:
             The best first. The fine stage reorders the best k among themselves; below k the coarse order stays.
+
+        Raises:
+            SayseeError: `top` or `rerank` is out of range, or re-ranking is asked of a model without a fine stage.
+            AudioError: the question does not decode, is silent, or is out of the limits.
         """
+        if top < 1 or (rerank is not None and rerank < 0):
+            raise SayseeError(f"top is {top} and rerank {rerank}; allowed: 1 or more answers, 0 or more re-ranked")
+        if rerank:
+            self.model.require_multimodal_encoder()
         config = self.model.config.search
         if rerank:
             config = replace(config, rerank=rerank)
+        if fusion is not None:
+            config = replace(config, fusion=fusion)
         speech = self.model.encode_speech(question)
-        similarity = speech.embedding @ self.index.embedding.T
+        similarity = speech.embedding.cpu() @ self.index.embedding.T
         order = best_candidates(similarity, max(top, config.rerank))[0]
         coarse = similarity[0, order]
         fine: list[float | None] = [None] * len(order)
         if rerank != 0 and self.index.hidden is not None:
             best = order[: config.rerank]
             logits = match_logits(self.model, speech, self.index.hidden, torch.zeros_like(best), best)
-            by_fused = fuse(logits, coarse[: len(best)], self.model.temperature, config).argsort(
+            by_fused = fuse(logits, coarse[: len(best)], self.model.temperature.cpu(), config).argsort(
                 descending=True, stable=True
             )
             order = torch.cat([best[by_fused], order[len(best) :]])

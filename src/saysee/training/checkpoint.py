@@ -19,6 +19,7 @@ from torch import Tensor
 from saysee.config import Config
 from saysee.errors import SayseeError
 from saysee.files import atomic_path
+from saysee.models.retrieval_model import hash_tensors
 from saysee.training.step import Learner
 
 FORMAT_VERSION = 1
@@ -53,6 +54,8 @@ def save_checkpoint(path: Path, learner: Learner, progress: Progress, config: Co
         "progress": asdict(progress),
         "config": config.to_dict(),
         "data_fingerprint": data_fingerprint,
+        "backbones": _backbones(learner),
+        "tensors_sha256": hash_tensors(tensors),
     }
     with atomic_path(path) as temporary:
         save_file(
@@ -66,7 +69,7 @@ def load_checkpoint(path: Path, learner: Learner, config: Config, data_fingerpri
     """Bring a learner to the saved state.
 
     Raises:
-        SayseeError: a damaged file, another format, or a run with another configuration or other data.
+        SayseeError: a damaged file, another format, or a run with another configuration, other data or encoders.
     """
     try:
         with safetensors.safe_open(path, "pt") as file:
@@ -79,8 +82,12 @@ def load_checkpoint(path: Path, learner: Learner, config: Config, data_fingerpri
             f"{path} has checkpoint format {header['format_version']}; this saysee reads {FORMAT_VERSION}: go on with "
             "the saysee that wrote it, or train into another folder"
         )
+    if header["tensors_sha256"] != hash_tensors(tensors):
+        raise SayseeError(f"{path} was altered or damaged after it was written; remove it to train from the start")
     if header["data_fingerprint"] != data_fingerprint:
         raise SayseeError(f"{path} belongs to a run on other data; train into another folder (--out)")
+    if header["backbones"] != _backbones(learner):
+        raise SayseeError(f"{path} belongs to a run on other frozen encoders; train into another folder (--out)")
     if header["config"] != config.to_dict():
         changed = ", ".join(_differences(header["config"], config.to_dict()))
         raise SayseeError(f"{path} belongs to a run with another {changed}; train into another folder (--out)")
@@ -97,6 +104,10 @@ def load_checkpoint(path: Path, learner: Learner, config: Config, data_fingerpri
     learner.optimizer.load_state_dict({"state": moments, "param_groups": state["param_groups"]})
     torch.set_rng_state(tensors["random.torch"])
     return Progress(**header["progress"])
+
+
+def _backbones(learner: Learner) -> list[str]:
+    return [learner.model.speech_backbone.fingerprint, learner.model.image_backbone.fingerprint]
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

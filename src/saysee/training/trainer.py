@@ -19,6 +19,7 @@ from saysee.data.collate import Batch, collate
 from saysee.data.dataset import PairDataset
 from saysee.data.sampler import BatchOrder, mixed_seed
 from saysee.errors import SayseeError
+from saysee.files import sole_process
 from saysee.losses.queue import MomentumQueue
 from saysee.models.momentum import MomentumEncoder
 from saysee.models.retrieval_model import WEIGHTS_FILE, SpeechImageModel
@@ -52,7 +53,7 @@ def train(
     learner: Learner,
     dataset: PairDataset,
     data_fingerprint: str,
-    evaluate: Evaluate | None,
+    evaluate: Evaluate,
     out: Path,
     *,
     progress_bar: bool = False,
@@ -63,7 +64,7 @@ def train(
         learner: from `build_learner`.
         dataset: the training captions with their features.
         data_fingerprint: identity of the data; a checkpoint of other data is refused.
-        evaluate: measures dev; None keeps the last model instead of the best.
+        evaluate: measures dev, to choose the model that is kept.
         out: the model folder.
         progress_bar: whether to show loss parts, temperature and throughput on the terminal.
 
@@ -71,9 +72,16 @@ def train(
         The steps done, and which step's model is kept.
 
     Raises:
-        TrainingError: a loss or gradient that is not finite; names step, captions and the last checkpoint.
-        SayseeError: `out` holds another run, or a model without a checkpoint.
+        TrainingError: a loss, gradient or weight that is not finite; names step, captions and the last checkpoint.
+        SayseeError: `out` holds another run, or a model without a checkpoint, or another process trains into it.
     """
+    with sole_process(out / "training" / "lock", f"training into {out}"):
+        return _train(learner, dataset, data_fingerprint, evaluate, out, progress_bar)
+
+
+def _train(
+    learner: Learner, dataset: PairDataset, data_fingerprint: str, evaluate: Evaluate, out: Path, progress_bar: bool
+) -> Progress:
     config = learner.model.config
     checkpoint = out / CHECKPOINT_FILE
     progress = Progress()
@@ -84,13 +92,13 @@ def train(
         raise SayseeError(f"{out} already holds a model and no checkpoint to go on from; give another folder (--out)")
 
     settings = config.training
+    saved = progress.step
     order = BatchOrder(len(dataset), settings.batch_size, settings.seed)
     autocast = autocast_for(settings.precision, learner.model.device)
     log = RunLog(checkpoint.parent, progress.step if resumed else -1)
     if not resumed:
-        if evaluate is not None:
-            # chance level, for the log; and a primary metric that does not exist is found before the first step
-            _evaluate(evaluate, learner.model, settings.primary_metric, log, 0)
+        # chance level, for the log; and a primary metric that does not exist is found before the first step
+        _evaluate(evaluate, learner.model, settings.primary_metric, log, 0)
         # from here on there is a checkpoint wherever there is a model
         save_checkpoint(checkpoint, learner, progress, config, data_fingerprint)
 
@@ -110,12 +118,17 @@ def train(
             if step + 1 < settings.steps:
                 upcoming = reader.submit(batches_of, step + 1)
             torch.manual_seed(mixed_seed(settings.seed, step))
+            done = step + 1
+            last = done == settings.steps
+            evaluate_now = done % settings.evaluate_every == 0 or last
+            save_now = done % settings.checkpoint_every == 0 or last
             try:
                 report = training_step(learner, batches, step, config, dataset.image_tokens, autocast)
+                if evaluate_now or save_now:
+                    _require_finite_weights(learner.model)
             except FloatingPointError as error:
                 log.close()
-                raise TrainingError(_not_finite(error, step, batches, checkpoint, progress)) from None
-            done = step + 1
+                raise TrainingError(_not_finite(error, done, batches, checkpoint, saved)) from None
             pairs_per_second = sum(len(batch.image_id) for batch in batches) / (time.perf_counter() - started)
             log.write(done, "train", {**report._asdict(), "pairs_per_second": pairs_per_second})
             bar.set_postfix_str(
@@ -126,18 +139,15 @@ def train(
             )
             bar.update()
 
-            last = done == settings.steps
-            if evaluate is not None and (done % settings.evaluate_every == 0 or last):
+            if evaluate_now:
                 metric = _evaluate(evaluate, learner.model, settings.primary_metric, log, done)
                 if metric > progress.best_metric:
                     learner.model.save_pretrained(out)
                     progress = Progress(done, done, metric)
-            elif evaluate is None and last:
-                learner.model.save_pretrained(out)
-                progress = Progress(done, done)
             progress = Progress(done, progress.best_step, progress.best_metric)
-            if done % settings.checkpoint_every == 0 or last:
+            if save_now:
                 save_checkpoint(checkpoint, learner, progress, config, data_fingerprint)
+                saved = done
     log.close()
     return progress
 
@@ -162,21 +172,23 @@ def autocast_for(precision: str, device: torch.device) -> Callable[[], AbstractC
 def _evaluate(evaluate: Evaluate, model: SpeechImageModel, name: str, log: RunLog, step: int) -> float:
     model.eval()
     metrics = evaluate(model)
-    if name not in metrics:
-        raise SayseeError(
-            f"training.primary_metric is {name!r}; this run measures: {', '.join(sorted(metrics))}. Change the config."
-        )
+    if name not in metrics or name.endswith("median_rank"):
+        allowed = ", ".join(sorted(metric for metric in metrics if not metric.endswith("median_rank")))
+        raise SayseeError(f"training.primary_metric is {name!r}; allowed here: {allowed}. Change the config.")
     log.write(step, "dev", metrics)
     return metrics[name]
 
 
-def _not_finite(
-    error: FloatingPointError, step: int, batches: list[Batch], checkpoint: Path, progress: Progress
-) -> str:
-    ids = [caption_id for batch in batches for caption_id in batch.caption_ids]
-    shown = ", ".join(ids[:64]) + (f" and {len(ids) - 64} more" if len(ids) > 64 else "")
-    kept = f"{checkpoint}" if checkpoint.exists() else "none yet"
+def _require_finite_weights(model: SpeechImageModel) -> None:
+    """Raise FloatingPointError where a step has broken the weights, before they are measured or saved."""
+    for name, tensor in model.trainable_state().items():
+        if not tensor.isfinite().all():
+            raise FloatingPointError(f"{name} is no longer finite")
+
+
+def _not_finite(error: FloatingPointError, step: int, batches: list[Batch], checkpoint: Path, saved: int) -> str:
+    ids = ", ".join(caption_id for batch in batches for caption_id in batch.caption_ids)
     return (
-        f"{error} at step {step + 1}; lower training.learning_rate or look at these captions: {shown}. "
-        f"Last good checkpoint: {kept}"
+        f"{error} at step {step}; lower training.learning_rate or look at the captions of this step. The last good "
+        f"checkpoint is {checkpoint}, after step {saved}. The captions: {ids}"
     )
