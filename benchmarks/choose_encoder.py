@@ -3,7 +3,7 @@
     python benchmarks/choose_encoder.py PICTURE_WORDS
 
 Contrast-only models (SIC within the batch), the same recipe and steps for both encoders, two seeds; trained without
-the speakers `es-gcompris` (dev, read here) and `fr-gcompris` (test, not read here). The encoders are whisper-tiny.en in
+the dev speakers (read here) and the test speaker (not read here) of `picture_words_data`. The encoders are whisper-tiny.en in
 float16 and whisper-base with int8 matrices, as `scripts/make_encoder_weights.py` makes them into
 `src/saysee/assets/weights`; only the better one is committed.
 """
@@ -13,10 +13,10 @@ import tempfile
 from pathlib import Path
 from statistics import mean
 
+from picture_words_data import DEV_SPEAKERS, by_voice
 from record import keep
 from saysee.config import Config
 from saysee.data.manifest import Manifest
-from saysee.data.picture_folder import prepare
 from saysee.models.retrieval_model import SpeechImageModel
 from saysee.workflows import evaluate_on_manifest, train_on_manifest
 
@@ -28,18 +28,16 @@ METRICS = ("coarse/speech_to_image/R@1", "coarse/speech_to_image/R@10", "coarse/
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("picture_words", type=Path)
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=400)
     options = parser.parse_args()
-    manifest = prepare(
-        options.picture_words, split_by="speaker", dev=["es-gcompris"], test=["fr-gcompris"], seed=0
-    ).manifest
+    manifest = by_voice(options.picture_words)
     figures: dict[str, object] = {}
     for encoder in ENCODERS:
         dev = [measure(encoder, seed, options.steps, manifest) for seed in SEEDS]
         figures[encoder] = {name: [round(metrics[name], 4) for metrics in dev] for name in METRICS}
         print(encoder, figures[encoder], flush=True)
     best = max(ENCODERS, key=lambda encoder: mean(figures[encoder]["coarse/mean/R@1"]))  # type: ignore[index]
-    data = "picture-words, train without es-gcompris and fr-gcompris, measured on dev speaker es-gcompris"
+    data = f"picture-words by human voices, measured on the dev speakers {', '.join(DEV_SPEAKERS)}"
     keep("choose_encoder", data=data, seed=list(SEEDS), figures={"steps": options.steps, "dev": figures, "best": best})
 
 

@@ -4,8 +4,8 @@
     python benchmarks/picture_words.py test PICTURE_WORDS    # the committed recipes, three seeds, two splits
     python benchmarks/picture_words.py table                 # the Markdown of docs/results.md, from the records
 
-Two splits. `voice`: trained without the speaker `fr-gcompris` (test) and `es-gcompris` (dev); the drawings are seen,
-the voice is not. `drawing`: a tenth of the drawings is held out for dev and a tenth for test; the voices are seen.
+Two splits (`picture_words_data`). `voice`: the test speaker's drawings were seen, the voice was not. `drawing`: a tenth
+of the drawings is held out for dev and a tenth for test; the voices were heard.
 
 `dev` trains the same number of candidates of each row on the `voice` split and measures them on dev, never on test;
 what it found is in the recipes `picture_words` and `picture_words_contrast`. `test` reads test once for each run:
@@ -21,10 +21,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from picture_words_data import DEV_SPEAKERS, by_drawing, by_voice
 from record import RESULTS, commit, keep
 from saysee.config import Config, load_config
 from saysee.data.manifest import Manifest
-from saysee.data.picture_folder import prepare
 from saysee.evaluation.results import write_results
 from saysee.models.retrieval_model import SpeechImageModel
 from saysee.workflows import evaluate_on_manifest, train_on_manifest
@@ -38,11 +38,11 @@ RUNS = Path("runs/picture_words")
 CANDIDATES: dict[str, list[list[str]]] = {
     "contrast only": [
         ["--training.learning_rate", "0.0005"],
-        ["--training.learning_rate", "0.0007"],
+        ["--training.learning_rate", "0.001"],
     ],
     "full method": [
         ["--training.learning_rate", "0.0005"],
-        ["--training.learning_rate", "0.0007"],
+        ["--training.learning_rate", "0.001"],
     ],
 }
 
@@ -65,7 +65,7 @@ def main() -> None:
 
 def run_dev(folder: Path, only: str | None) -> None:
     """Measure every candidate on the dev speaker."""
-    manifest = manifest_of(folder, "voice")
+    manifest = by_voice(folder)
     for row, candidates in CANDIDATES.items():
         for number, overrides in enumerate(candidates):
             if only in (None, f"{row}:{number}") and not recorded("picture_words_dev", row=row, overrides=overrides):
@@ -73,7 +73,7 @@ def run_dev(folder: Path, only: str | None) -> None:
                 seconds = train(load_config(ROWS[row], overrides), manifest, out)
                 metrics = evaluate_on_manifest(SpeechImageModel.from_pretrained(out), manifest, "dev").metrics()
                 record = {"row": row, "overrides": overrides, "seconds": seconds, "dev": rounded(metrics)}
-                data = "picture-words by human voices; dev speaker es-gcompris, never fr-gcompris"
+                data = f"picture-words by human voices, measured on the dev speakers {', '.join(DEV_SPEAKERS)}"
                 add("picture_words_dev", record, data, seed=0)
 
 
@@ -84,7 +84,7 @@ def run_test(folder: Path, only: str | None) -> None:
             "picture_words", split=split, row=row, seed=seed
         ):
             continue
-        manifest = manifest_of(folder, split)
+        manifest = by_voice(folder) if split == "voice" else by_drawing(folder)
         out = RUNS / f"{split}-{recipe}-{seed}"
         seconds = train(load_config(recipe, ["--training.seed", str(seed)]), manifest, out)
         model = SpeechImageModel.from_pretrained(out)
@@ -119,13 +119,6 @@ def recorded(name: str, **key: object) -> bool:
 def add(name: str, record: dict[str, Any], data: str, seed: int | list[int]) -> None:
     """Put a run on record; read again just before, since two programs may share the work by `--only`."""
     keep(name, data=data, seed=seed, figures={"runs": [*runs_of(name), record]})
-
-
-def manifest_of(folder: Path, split: str) -> Manifest:
-    """Divide picture-words in one of the two ways."""
-    if split == "voice":
-        return prepare(folder, split_by="speaker", dev=["es-gcompris"], test=["fr-gcompris"]).manifest
-    return prepare(folder, split_by="image", dev=0.1, test=0.1, seed=0).manifest
 
 
 def train(config: Config, manifest: Manifest, out: Path) -> float:
