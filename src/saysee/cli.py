@@ -44,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     except OSError as error:
-        return _complain(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""), 1)
+        name = error.filename2 or error.filename  # of a rename the second is the one that the user gave
+        return _complain(f"{error.strerror or error}" + (f": {name}" if name else ""), 1)
     except Exception as error:
         if type(error).__name__ == "SafetensorError":  # how safetensors says that a disk is full
             return _complain(f"cannot write: {error}", 1)

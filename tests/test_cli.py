@@ -1,0 +1,279 @@
+"""Every mistake ends with one clear message and status 2, and leaves everything as it was."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from command_line import (
+    RECIPE,
+    TRAIN,
+    World,
+    assert_mistake,
+    contents,
+    finished_world,
+    litter,
+    stub_encoders,
+    write_corpus,
+)
+from media import BAD_PICTURES, BAD_RECORDINGS, write_image
+
+
+@pytest.fixture(autouse=True)
+def stand_ins() -> Iterator[None]:
+    with stub_encoders():
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Not to be changed."""
+    return finished_world(tmp_path_factory.mktemp("world") / "a folder with spaces")
+
+
+@pytest.fixture
+def world(finished: World, tmp_path: Path) -> World:
+    """The same, to be changed. The index remembers the first one's pictures and model."""
+    shutil.copytree(finished.folder, tmp_path / "world")
+    return World(tmp_path / "world")
+
+
+MISTAKES = {
+    "prepare picture-folder {nowhere} --out {new}": "is not a folder",
+    "prepare picture-folder {corpus} --out {new}": "neither recordings.csv nor recordings.jsonl",
+    "prepare picture-folder {corpus} --out {new} --recordings {recipe.yaml}": "allowed: a file named *.csv or *.jsonl",
+    "prepare picture-folder {corpus} --out {new} --dev anna": "'anna' is no share; give a number such as 0.1",
+    "prepare flickr8k {nowhere} --out {new}": "is not a folder",
+    "train nowhere.yaml --data {corpus/manifest.jsonl} --out {new}": "bundled recipes: ",
+    "train {corpus/0.png} --data {corpus/manifest.jsonl} --out {new}": "cannot read the configuration",
+    "train {corpus} --data {corpus/manifest.jsonl} --out {new}": "cannot read the configuration",
+    TRAIN + " --data {corpus/manifest.jsonl} --out {new} --training.stepz 3": "--training.stepz",
+    TRAIN + " --data {corpus/manifest.jsonl} --out {new} --training.steps many": "training.steps",
+    TRAIN + " --data {corpus/manifest.jsonl} --out {new} --training.steps": "expected one argument",
+    TRAIN + " --data {corpus/manifest.jsonl} --out {new} --training.steps -5": "steps is -5; allowed: 1 or more",
+    TRAIN + " --data {corpus/manifest.jsonl} --out {new} --loss.negatives soft": "loss.negatives",
+    TRAIN + " --data {corpus/manifest.jsonl} --out {new} more": "unrecognized arguments: more",
+    TRAIN + " --data {corpus/manifest.jsonl} --out {new} --device tpu": "device 'tpu' cannot be used",
+    # fails: torch makes tensors on its `meta` device, which hold no numbers, and a traceback comes of it
+    TRAIN + " --data {corpus/manifest.jsonl} --out {new} --device meta": "device 'meta' cannot be used",
+    TRAIN + " --data {corpus/manifest.jsonl} --out {model} --training.seed 7": "training.seed (0 there, 7 here)",
+    TRAIN + " --data {corpus/manifest.jsonl} --out {other} --training.seed 1 --loss.queue_size 8": "loss.queue_size",
+    "evaluate {nowhere} --data {corpus/manifest.jsonl}": "is no model folder: config.json is missing",
+    "evaluate {index} --data {corpus/manifest.jsonl}": "is no model folder",
+    "evaluate {model} --data {corpus/manifest.jsonl} --rerank -1": "rerank is -1; allowed: ",
+    "evaluate {model} --data {corpus/manifest.jsonl} --out {new.md}": "give a JSON file, the Markdown goes beside it",
+    "evaluate {contrast} --data {corpus/manifest.jsonl} --rerank 5": "trained with loss.matching off",
+    "evaluate {contrast} --data {corpus/manifest.jsonl} --fusion match": "trained with loss.matching off",
+    "evaluate {model} --data {corpus/manifest.jsonl} --device cuda:99": "device 'cuda:99' cannot be used",
+    "compare {nowhere} {model/results.json}": "cannot read the results",
+    "compare {model/results.json} {model/config.json}": "is not a record of saysee",
+    "compare {model/results.json} {corpus/0.png}": "is not JSON",
+    "index build {nowhere} --model {model} --into {new}": "is no folder",
+    "index build {model} --model {model} --into {new}": "no picture in",
+    "index build {corpus} --model {corpus} --into {new}": "is no model folder",
+    "index build {corpus} --model {model} --into {other}": "exists and is no index",
+    "index build {corpus} --model {model} --into {recipe.yaml}": "exists and is no index",
+    "search {nowhere} {corpus/3.wav}": "is no index; make one with `saysee index build",
+    "search {model} {corpus/3.wav}": "is no index",
+    "search {index} {nowhere.wav}": "nowhere.wav: there is no such file",
+    "search {index} {corpus}": "a folder or a device",
+    "search {index} {corpus/3.wav} --model {other}": "the index was built with",
+    "search {index} {corpus/3.wav} --model {nowhere}": "is no model folder",
+    "search {index} {corpus/3.wav} --top 0": "top is 0",
+    "search {index} {corpus/3.wav} --rerank -1": "rerank -1; allowed: 1 or more answers, 0 or more re-ranked",
+}
+
+
+@pytest.mark.parametrize("command", MISTAKES)
+def test_a_mistake_is_one_line_and_changes_nothing(finished: World, command: str) -> None:
+    before = contents(finished.folder)
+    assert_mistake(finished(command), MISTAKES[command])
+    assert contents(finished.folder) == before
+
+
+def line_7(text: str) -> str:
+    lines = text.splitlines()
+    lines[6] = lines[6].replace(",", ";", 1)
+    return "\n".join(lines) + "\n"
+
+
+BAD_MANIFESTS: dict[str, tuple[Callable[[str], str], str]] = {
+    "a duplicate id": (lambda text: text.replace('"c4"', '"c3"'), "'c3': this id stands 2 times"),
+    "an unknown column": (lambda text: text.replace('"language"', '"tongue"', 1), "line 2 ('c0'): unknown column"),
+    "invalid JSON": (line_7, "line 7: invalid JSON"),
+    "an image in two splits": (lambda text: text.replace("9.png", "0.png"), "image_id '0.png' is in train and in dev"),
+    "no header": (lambda text: text.partition("\n")[2], "line 1: it is no header"),
+    "a newer format": (lambda text: text.replace('"saysee_manifest": 1', '"saysee_manifest": 2'), "update saysee"),
+    "an unknown split": (lambda text: text.replace('"split": "test"', '"split": "exam"'), "unknown split 'exam'"),
+    "no dev": (lambda text: text.replace('"split": "dev"', '"split": "test"'), "no caption is in dev"),
+    "nothing": (lambda _: "", "line 1: it is no header"),
+}
+
+
+@pytest.mark.parametrize("command", ["validate", f"{TRAIN} --out {{new}} --data", "evaluate {model} --data"])
+@pytest.mark.parametrize("kind", BAD_MANIFESTS)
+def test_a_bad_manifest_is_refused_with_all_its_faults(world: World, kind: str, command: str) -> None:
+    spoil, message = BAD_MANIFESTS[kind]
+    path = world.folder / "corpus" / "manifest.jsonl"
+    path.write_text(spoil(path.read_text()))
+    before = contents(world.folder)
+    outcome = world(command + " {corpus/manifest.jsonl}")
+    count = int(re.findall(r"manifest\.jsonl: (\d+) faults?\n", outcome.err)[0])
+    assert_mistake(outcome, message, lines=1 + count)
+    assert contents(world.folder) == before
+
+
+@pytest.mark.parametrize("command", ["validate", f"{TRAIN} --out {{new}} --data", "evaluate {model} --data"])
+def test_a_manifest_that_is_not_there(finished: World, command: str) -> None:
+    assert_mistake(finished(command + " {nowhere.jsonl}"), "nowhere.jsonl: 1 fault", "it cannot be read", lines=2)
+    assert not (finished.folder / "new").exists()
+
+
+@pytest.mark.parametrize("command", ["validate", f"{TRAIN} --out {{new}} --data"])
+def test_all_files_of_a_manifest_that_cannot_be_used_are_listed_at_once(world: World, command: str) -> None:
+    """Recordings of every bad kind, one that is missing, a bad picture: nothing is trained, all are named."""
+    names = {f"bad {number}.wav": make() for number, make in enumerate(BAD_RECORDINGS.values())}
+    write_corpus(world.folder / "corpus", recordings=names)
+    (world.folder / "corpus" / "1.wav").unlink()
+    (world.folder / "corpus" / "2.png").write_text("not a picture")
+    outcome = world(command + " {corpus/manifest.jsonl}")
+    assert_mistake(outcome, f": {len(names) + 2} faults\n", lines=1 + len(names) + 2)
+    for name in (*names, "1.wav", "2.png"):
+        assert len(re.findall(rf"corpus/{re.escape(name)}: ", outcome.err)) == 1, name
+    assert not (world.folder / "new").exists()
+
+
+@pytest.mark.parametrize("kind", BAD_RECORDINGS)
+def test_a_bad_recording_is_no_question(finished: World, tmp_path: Path, kind: str) -> None:
+    question = tmp_path / "question.wav"
+    question.write_bytes(BAD_RECORDINGS[kind]())
+    sheet = tmp_path / "answers.html"
+    outcome = finished(f"search {{index}} '{question}' --sheet '{sheet}'")
+    assert_mistake(outcome, "question.wav: ")
+    assert list(tmp_path.iterdir()) == [question]
+
+
+def test_bad_pictures_are_skipped_and_named_and_the_rest_is_indexed(world: World) -> None:
+    for number, make in enumerate(BAD_PICTURES.values()):
+        (world.folder / "corpus" / f"bad {number}.jpg").write_bytes(make())
+    outcome = world("index build {corpus} --model {model} --into {index}")
+    assert outcome.status == 0
+    assert outcome.out == f"indexed 12 pictures, skipped {len(BAD_PICTURES)} into {world.folder / 'index'}\n"
+    *named, end = outcome.err.split("\n")
+    assert end == ""
+    assert len(named) == len(BAD_PICTURES)
+    for number in range(len(BAD_PICTURES)):
+        assert sum(line.startswith("skipped ") and f"bad {number}.jpg: " in line for line in named) == 1
+
+
+def test_an_unknown_key_of_a_recipe_is_named(world: World) -> None:
+    (world.folder / "recipe.yaml").write_text(RECIPE + "optimiser: {name: sgd}\n")
+    outcome = world(f"{TRAIN} --data {{corpus/manifest.jsonl}} --out {{new}}")
+    assert_mistake(outcome, "configuration: ", "optimiser")
+    assert not (world.folder / "new").exists()
+
+
+def test_a_run_on_other_data_is_refused_and_left_as_it_is(world: World) -> None:
+    image = world.folder / "corpus" / "0.png"
+    write_image(image, colour="black")
+    before = contents(world.folder)
+    outcome = world(f"{TRAIN} --data {{corpus/manifest.jsonl}} --out {{model}}")
+    assert_mistake(outcome, "belongs to a run on other data; train into another folder")
+    assert contents(world.folder) == before
+
+
+def test_a_model_without_its_checkpoint_is_not_overwritten(world: World) -> None:
+    (world.folder / "model" / "training" / "last.safetensors").unlink()
+    before = contents(world.folder)
+    outcome = world(f"{TRAIN} --data {{corpus/manifest.jsonl}} --out {{model}}")
+    assert_mistake(outcome, "already holds a model and no checkpoint")
+    assert contents(world.folder) == before
+
+
+def test_a_picture_that_has_gone_since_the_index_was_built(world: World) -> None:
+    """The ranking stands; the sheet, which needs the picture, is not half-written."""
+    assert world("index build {corpus} --model {model} --into {index}").status == 0
+    (world.folder / "corpus" / "3.png").unlink()
+    assert world("search {index} {corpus/3.wav} --top 12").status == 0
+    outcome = world("search {index} {corpus/3.wav} --top 12 --sheet {answers.html}")
+    assert outcome.status == 2
+    assert outcome.err.startswith("saysee: ")
+    assert "3.png: there is no such file" in outcome.err
+    assert not (world.folder / "answers.html").exists()
+    assert litter(world.folder) == []
+
+
+def test_a_picture_whose_name_is_not_text_can_be_an_answer(world: World) -> None:
+    """File names are bytes: what UTF-8 cannot hold, and a line end, are shown escaped, one answer a line."""
+    for name in (b"caf\xe9.png", b"two\nlines.png"):
+        shutil.copy(world.folder / "corpus" / "3.png", world.folder / "corpus" / os.fsdecode(name))
+    assert world("index build {corpus} --model {model} --into {index}").status == 0
+    outcome = world("search {index} {corpus/3.wav} --top 14")
+    assert outcome.status == 0
+    assert len(outcome.out.splitlines()) == 1 + 14
+    assert "two\\nlines.png" in outcome.out
+    assert len(json.loads(world("search {index} {corpus/3.wav} --top 14 --json").out)) == 14
+
+
+def test_how_a_model_is_measured_can_be_said(finished: World, tmp_path: Path) -> None:
+    common = f"evaluate {{model}} --data {{corpus/manifest.jsonl}} --cache {{../cache}} --out '{tmp_path / 'r.json'}'"
+    assert finished(f"{common} --split dev --rerank 1 --fusion match").status == 0
+    record = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+    told = [record["about"][name] for name in ("split", "rerank", "fusion", "captions")]
+    assert told == ["dev", 1, "match", 2]
+    assert finished(f"{common} --rerank 0").status == 0
+    record = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+    assert {name.split("/")[0] for name in record["metrics"]} == {"coarse"}
+
+
+def test_two_results_are_compared(finished: World) -> None:
+    told = finished("compare {model/results.json} {other/results.json}")
+    assert told.status == 0
+    assert str(finished.folder / "other") in told.out
+    assert "image to speech" in told.out
+    listed = finished("compare {model/results.json} {other/results.json} --json")
+    assert listed.status == 0
+    assert json.loads(listed.out)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "evaluate {model} --data {corpus/manifest.jsonl} --cache {../cache} --out {corpus}",
+        "search {index} {corpus/3.wav} --sheet {corpus}",
+    ],
+)
+def test_a_result_that_cannot_be_written_is_named_as_it_was_given(finished: World, command: str) -> None:
+    before = contents(finished.folder)
+    outcome = finished(command)
+    assert (outcome.status, outcome.err) == (1, f"saysee: Is a directory: {finished.folder / 'corpus'}\n")
+    assert contents(finished.folder) == before
+
+
+def test_ctrl_c_is_one_line_and_keeps_what_was_finished(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = contents(world.folder)
+
+    def interrupted(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("saysee.search.index.load_image", interrupted)
+    outcome = world("index build {corpus} --model {model} --into {index}")
+    assert (outcome.status, outcome.out) == (130, "")
+    assert outcome.err == "saysee: interrupted\n"
+    assert contents(world.folder) == before
+
+
+def test_a_fault_of_ours_is_not_hidden(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what a user or a disk can cause becomes one line."""
+
+    def broken(path: Path) -> None:
+        raise IndexError
+
+    monkeypatch.setattr("saysee.search.index.load_image", broken)
+    with pytest.raises(IndexError):
+        world("index build {corpus} --model {model} --into {new}")
+    assert litter(world.folder) == []

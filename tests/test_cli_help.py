@@ -1,0 +1,105 @@
+"""What the command line says of itself: help, version, words it does not know; and the demo, which shows it all."""
+
+import re
+import shlex
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from command_line import RECIPE, Outcome, contents, finish, saysee, start, stub_encoders
+from saysee import demo
+from saysee.cli import build_parser
+from saysee.config import Config
+from saysee.data.manifest import read_manifest
+from saysee.data.sample import sample_manifest_path
+
+COMMANDS = ("prepare", "validate", "train", "evaluate", "compare", "index", "index build", "search", "demo")
+
+
+def test_help_shows_an_example_of_every_command_that_is_valid() -> None:
+    assert "saysee demo" in saysee("--help").out
+    for command in COMMANDS:
+        outcome = saysee(*command.split(), "--help")
+        assert outcome.status == 0
+        (example,) = re.findall(r"^example:\n  (saysee .*)$", outcome.out, re.MULTILINE)
+        program, *words = shlex.split(example)
+        assert (program, " ".join(words).startswith(command)) == ("saysee", True)
+        options, unknown = build_parser().parse_known_args(words)
+        assert options.command == command.split()[0]
+        if command == "train":
+            values = dict(zip(unknown[::2], unknown[1::2], strict=True))
+            assert values
+            assert Config.from_dict({}, unknown) != Config()
+        else:
+            assert unknown == []
+
+
+def test_help_lists_every_command() -> None:
+    listed = re.findall(r"^    (\w+)  ", saysee("--help").out, re.MULTILINE)
+    assert listed == [command for command in COMMANDS if " " not in command]
+
+
+def test_version_is_that_of_the_package() -> None:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+    assert saysee("--version") == Outcome(0, f"saysee {project['project']['version']}\n", "")
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    heavy = "{'torch', 'transformers', 'jsonargparse'} & set(sys.modules)"
+    program = f"import sys; from saysee.cli import build_parser; build_parser(); print({heavy})"
+    assert finish(start(["-c", program])) == Outcome(0, "set()\n", "")
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("", "required: COMMAND"),
+        ("find", "invalid choice: 'find'"),
+        ("index", "required: ACTION"),
+        ("train tiny", "required: --data, --out"),
+        ("search my.index", "required: QUESTION"),
+        ("search my.index question.wav --fast", "unrecognized arguments: --fast"),
+        ("search my.index question.wav --top ten", "invalid int value: 'ten'"),
+        ("evaluate runs/tiny --data manifest.jsonl --split all", "invalid choice: 'all'"),
+        ("evaluate runs/tiny --data manifest.jsonl --fusion sum", "invalid choice: 'sum'"),
+        # no option may be shortened: a later option of the same beginning would change what a script means
+        ("evaluate runs/tiny --dat manifest.jsonl", "required: --data"),
+    ],
+)
+def test_a_wrong_word_is_told_by_argparse(command: str, message: str) -> None:
+    outcome = saysee(*command.split())
+    assert outcome.status == 2
+    assert outcome.out == ""
+    *_, last = outcome.err.splitlines()
+    assert re.match(r"saysee( \w+)*: error: ", last)
+    assert message in last
+
+
+def test_the_demo_tells_what_it_does_and_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole demo on the whole sample corpus, with stand-ins for the encoders and 3 steps instead of hundreds."""
+
+    def recipe(*overrides: str) -> Callable[[str], Config]:
+        return lambda name: Config.from_dict(yaml.safe_load(RECIPE), ["--training.steps", "3", *overrides])
+
+    monkeypatch.setattr(demo, "load_config", recipe())
+    with stub_encoders():
+        first, again = saysee("demo", "--out", tmp_path), saysee("demo", "--out", tmp_path)
+        monkeypatch.setattr(demo, "load_config", recipe("--training.seed", "1"))
+        refused = saysee("demo", "--out", tmp_path)
+    assert (first.status, first.err) == (0, "")
+    assert again == first
+    assert refused.status == 2
+    assert "belongs to a run with another training.seed" in refused.err
+
+    corpus = read_manifest(sample_manifest_path())
+    assert corpus.summary() in first.out
+    assert re.search(r"^fine +image to speech +\d", first.out, re.MULTILINE)
+    for question in ("English recording for the drawing `rice`", "Spanish recording for", "French recording for"):
+        assert question in first.out
+    sheet = (tmp_path / "answers.html").read_text(encoding="utf-8")
+    assert (sheet.count("<section"), sheet.count("<figure"), sheet.count("<audio")) == (3, 18, 3)
+    assert f"trained on the spot on {len(corpus.of('train'))} recordings" in sheet
+    assert contents(tmp_path / "model").keys() >= {"config.json", "model.safetensors", "results.json", "results.md"}

@@ -1,0 +1,199 @@
+"""The longer commands as functions: devices, the identity of the data, training and measuring a manifest, a sheet."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from command_line import RECIPE, contents, stub_encoders, write_corpus
+from media import AUDIO_KINDS, encode_audio, sine, write_image
+from saysee import SpeechImageModel
+from saysee.config import Config, SearchConfig
+from saysee.data.manifest import Manifest, ManifestError, SpokenCaption, read_manifest
+from saysee.errors import SayseeError
+from saysee.features.cache import FeatureCache
+from saysee.features.extract import CachedFeatures
+from saysee.features.image import load_image
+from saysee.files import sha256_of
+from saysee.search.searcher import Answer
+from saysee.search.sheet import make_thumbnail
+from saysee.workflows import (
+    choose_device,
+    data_fingerprint,
+    evaluate_on_manifest,
+    sheet_question,
+    train_on_manifest,
+)
+from stubs import small_model
+
+
+@pytest.fixture(autouse=True)
+def stand_ins() -> Iterator[None]:
+    with stub_encoders():
+        yield
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Manifest:
+    return read_manifest(write_corpus(tmp_path / "corpus"))
+
+
+def recipe(*overrides: str) -> Config:
+    return Config.from_dict(yaml.safe_load(RECIPE), overrides)
+
+
+# ---- devices
+
+
+def test_auto_takes_the_gpu_that_is_there_and_else_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert choose_device("auto") == torch.device("cpu")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert choose_device("auto") == torch.device("cuda")
+    assert choose_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["tpu", "gpu", "", "cuda:99", "cpu:x", "meta"])
+def test_a_device_that_cannot_be_used_is_one_line(name: str) -> None:
+    # fails for `meta`, on which torch makes tensors that hold no numbers
+    with pytest.raises(SayseeError, match=f"^device '{name}' cannot be used") as caught:
+        choose_device(name)
+    assert str(caught.value).endswith("; allowed: auto, cpu, cuda, cuda:1")
+    assert "\n" not in str(caught.value)
+
+
+# ---- the identity of the data
+
+
+def fingerprint(captions: list[SpokenCaption]) -> str:
+    """Return the fingerprint of captions whose files lie on disk."""
+    cache = FeatureCache(Path("/nowhere"), "0" * 64)
+    content = {path: sha256_of(path) for caption in captions for path in (caption.audio, caption.image)}
+    return data_fingerprint(captions, CachedFeatures(cache, content), CachedFeatures(cache, content))
+
+
+def test_data_is_known_by_ids_splits_and_content(manifest: Manifest, tmp_path: Path) -> None:
+    captions = list(manifest.captions)
+    whole = fingerprint(captions)
+    first, second, *rest = captions
+    others = {
+        "another id": [replace(first, id="other"), second, *rest],
+        "another image_id": [replace(first, image_id="other"), second, *rest],
+        "another split": [replace(first, split="dev"), second, *rest],
+        "another recording": [replace(first, audio=second.audio), second, *rest],
+        "another picture": [replace(first, image=second.image), second, *rest],
+        "another order": [second, first, *rest],
+        "one less": captions[1:],
+        "one twice": [first, *captions],
+    }
+    found = {name: fingerprint(changed) for name, changed in others.items()}
+    assert len({whole, *found.values()}) == 1 + len(others), found
+
+    second.audio.write_bytes(first.audio.read_bytes())
+    changed = fingerprint(captions)
+    assert changed not in (whole, *found.values())
+
+
+def test_data_that_was_moved_is_the_same(manifest: Manifest, tmp_path: Path) -> None:
+    captions = list(manifest.captions)
+    before = fingerprint(captions)
+    (tmp_path / "corpus").rename(tmp_path / "elsewhere")
+    moved = read_manifest(tmp_path / "elsewhere" / "manifest.jsonl").captions
+    assert moved[0].audio != captions[0].audio
+    assert fingerprint(list(moved)) == before
+    # what is written about a recording and not learnt from may be filled in later
+    assert fingerprint([replace(caption, text="a word", speaker="omar") for caption in moved]) == before
+
+
+# ---- training and measuring
+
+
+def test_a_manifest_is_trained_on_train_and_chosen_by_dev(manifest: Manifest, tmp_path: Path) -> None:
+    """What is in test is not even opened."""
+    for caption in manifest.of("test"):
+        caption.audio.unlink()
+        caption.image.unlink()
+    out = tmp_path / "model"
+    progress = train_on_manifest(recipe(), manifest, out, cache=tmp_path / "cache", device="cpu")
+    assert progress.step == 12
+    lines = [json.loads(line) for line in (out / "training" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    by_step = {line["step"]: line["coarse/mean/R@1"] for line in lines if line["kind"] == "dev"}
+    assert list(by_step) == [0, 4, 8, 12]
+    best = max(by_step[step] for step in (4, 8, 12))
+    assert progress.best_metric == best
+    assert progress.best_step == next(step for step in (4, 8, 12) if by_step[step] == best)
+    assert len(contents(tmp_path / "cache")) == 20  # 10 recordings and pictures
+
+    model = SpeechImageModel.from_pretrained(out)
+    results = evaluate_on_manifest(model, manifest, "dev", cache=tmp_path / "cache")
+    assert results.metric("coarse/mean/R@1") == best
+
+
+def test_the_default_cache_is_the_users(manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAYSEE_CACHE", str(tmp_path / "mine"))
+    train_on_manifest(recipe("--training.steps", "1"), manifest, tmp_path / "model")
+    assert len(contents(tmp_path / "mine")) == 20
+    evaluate_on_manifest(SpeechImageModel.from_pretrained(tmp_path / "model"), manifest, "test")
+    assert len(contents(tmp_path / "mine")) == 24
+
+
+def test_contrast_alone_is_trained_without_momentum_and_matching(manifest: Manifest, tmp_path: Path) -> None:
+    config = recipe("--loss.matching", "false", "--loss.queue_size", "0", "--loss.distillation_alpha", "0")
+    train_on_manifest(config, manifest, tmp_path / "model", cache=tmp_path / "cache")
+    names = {name.split(".")[0] for name in SpeechImageModel.from_pretrained(tmp_path / "model").trainable_state()}
+    assert names == {"speech_encoder", "image_encoder", "temperature"}
+
+
+def test_nothing_is_trained_on_files_that_do_not_decode(manifest: Manifest, tmp_path: Path) -> None:
+    manifest.captions[0].audio.write_text("no recording")
+    manifest.captions[8].image.write_text("no picture")  # in dev
+    with pytest.raises(ManifestError) as caught:
+        train_on_manifest(recipe(), manifest, tmp_path / "model", cache=tmp_path / "cache")
+    assert [fault.split(": ")[0] for fault in caught.value.faults] == [
+        str(manifest.captions[0].audio),
+        str(manifest.captions[8].image),
+    ]
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_record_says_what_was_measured(manifest: Manifest, tmp_path: Path) -> None:
+    model = small_model()
+    search = SearchConfig(rerank=1, fusion="match")
+    results = evaluate_on_manifest(
+        model, manifest, "test", search=search, about={"model": "runs/tiny", "split": "of my own"}, cache=tmp_path
+    )
+    told = results.about
+    assert (told["captions"], told["images"], told["rerank"], told["fusion"]) == (2, 2, 1, "match")
+    assert (told["split_by"], told["seed"], told["model"]) == ("image", 0, "runs/tiny")
+    assert told["model_fingerprint"] == model.fingerprint
+    assert told["split"] == "of my own"  # the caller's word is the last
+
+
+# ---- the sheet
+
+
+def test_a_question_of_a_sheet_holds_recording_pictures_and_scores(tmp_path: Path) -> None:
+    recording = tmp_path / "question.wav"
+    recording.write_bytes(encode_audio(sine(0.5), 16_000, "wav"))
+    cat, dog = write_image(tmp_path / "a_black_cat.png", colour="black"), write_image(tmp_path / "dog.jpg")
+    answers = [Answer(1, cat, 0.5, 2.0), Answer(2, dog, 0.25, None)]
+    question = sheet_question("What?", recording, answers, note="New.", correct=frozenset({dog}))
+    assert (question.title, question.note, question.audio) == ("What?", "New.", recording.read_bytes())
+    shown = [(answer.caption, answer.coarse, answer.fine, answer.correct) for answer in question.answers]
+    assert shown == [("a black cat", 0.5, 2.0, False), ("dog", 0.25, None, True)]
+    assert [answer.image for answer in question.answers] == [make_thumbnail(load_image(path)) for path in (cat, dog)]
+    assert max(question.peaks) == 1
+    assert [answer.correct for answer in sheet_question("What?", recording, answers).answers] == [None, None]
+
+
+@pytest.mark.parametrize("kind", AUDIO_KINDS)
+def test_a_browser_is_told_the_right_type_of_every_recording_that_is_read(tmp_path: Path, kind: str) -> None:
+    # the types as registered at IANA; fails for aac, which is called ogg
+    expected = {"ogg": "ogg", "opus": "ogg", "mp3": "mpeg", "m4a": "mp4"}.get(kind, kind)
+    recording = tmp_path / f"QUESTION.{kind.upper()}"
+    recording.write_bytes(encode_audio(sine(0.5, 48_000), 48_000, kind))  # type: ignore[arg-type]
+    assert sheet_question("What?", recording, []).audio_type == f"audio/{expected}"
