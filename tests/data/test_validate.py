@@ -124,6 +124,24 @@ def test_every_kind_of_bad_file_is_listed_with_its_record(captions: list[SpokenC
     assert validate(Manifest("image", tuple(captions))) == faults
 
 
+def test_copies_in_two_splits_are_found_by_what_they_decode_to(captions: list[SpokenCaption], tmp_path: Path) -> None:
+    """The files differ (FLAC and WAV, PNG and TIFF), what is heard and seen does not."""
+    first, *_ = captions
+    other = next(c for c in captions if c.split != first.split)
+    samples, rate = soundfile.read(first.audio, dtype="int16")
+    soundfile.write(tmp_path / "copy.flac", samples, rate)
+    with Image.open(first.image) as image:
+        image.convert("RGB").save(tmp_path / "copy.tiff")
+    place = captions.index(other)
+    captions[place] = replace(other, audio=tmp_path / "copy.flac", image=tmp_path / "copy.tiff")
+    faults = file_faults(Manifest("image", tuple(captions)))
+    assert [fault.record for fault in faults] == [other.id, other.id]
+    assert f"its recording is a copy of that of {first.id!r}" in str(faults[0])
+    assert f"its picture is a copy of that of {first.id!r}" in str(faults[1])
+    (only,) = file_faults(Manifest("recording", tuple(captions)))
+    assert "recording" in str(only)
+
+
 def test_ten_minutes_are_allowed_and_a_second_more_is_not(captions: list[SpokenCaption]) -> None:
     noise = np.random.default_rng(0).uniform(-0.3, 0.3, 601 * 4_000)
     for number, seconds in ((0, 600), (1, 601)):
