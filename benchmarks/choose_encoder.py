@@ -3,8 +3,8 @@
     python benchmarks/choose_encoder.py PICTURE_WORDS
 
 Contrast-only models (SIC within the batch), the same recipe and steps for both encoders, two seeds; trained without
-the dev speakers (read here) and the test speaker (not read here) of `picture_words_data`. The encoders are whisper-tiny.en in
-float16 and whisper-base with int8 matrices, as `scripts/make_encoder_weights.py` makes them into
+the dev speakers (read here) and the test speaker (not read here) of `picture_words_data`. The encoders are
+whisper-tiny.en in float16 and whisper-base with int8 matrices, as `scripts/make_encoder_weights.py` makes them into
 `src/saysee/assets/weights`; only the better one is committed.
 """
 
