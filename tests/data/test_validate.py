@@ -11,6 +11,8 @@ from PIL import Image
 
 from saysee.data.manifest import Manifest, SplitBy, SpokenCaption
 from saysee.data.validate import Fault, file_faults, structural_faults, validate
+from saysee.features.audio import load_waveform
+from saysee.features.image import load_image
 
 
 @pytest.fixture
@@ -155,8 +157,16 @@ def test_each_file_is_opened_once_and_the_order_is_that_of_the_manifest(
     captions: list[SpokenCaption], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[Path] = []
-    monkeypatch.setattr("saysee.data.validate.load_waveform", lambda path, limits: opened.append(path))
-    monkeypatch.setattr("saysee.data.validate.load_image", opened.append)
+
+    def counted(load):  # type: ignore[no-untyped-def]
+        def wrapper(path: Path, *limits: object) -> object:
+            opened.append(path)
+            return load(path, *limits)
+
+        return wrapper
+
+    monkeypatch.setattr("saysee.data.validate.load_waveform", counted(load_waveform))
+    monkeypatch.setattr("saysee.data.validate.load_image", counted(load_image))
     again = [replace(caption, id=f"{caption.id} again") for caption in captions]
     assert file_faults(Manifest("image", (*captions, *again)), workers=3) == []
     assert sorted(opened) == sorted(path for caption in captions for path in (caption.audio, caption.image))
@@ -167,9 +177,10 @@ def test_ctrl_c_does_not_wait_for_the_files_that_are_queued(
 ) -> None:
     opened: list[Path] = []
 
-    def load(path: Path, _: object) -> None:
+    def load(path: Path, _: object) -> np.ndarray:
         time.sleep(0.001)
         opened.append(path)
+        return np.zeros(1)
 
     def interrupted_bar(messages: Iterator[None], *_: object, **__: object) -> Iterator[None]:
         yield next(messages)
