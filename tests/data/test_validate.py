@@ -11,6 +11,8 @@ from PIL import Image
 
 from saysee.data.manifest import Manifest, SplitBy, SpokenCaption
 from saysee.data.validate import Fault, file_faults, structural_faults, validate
+from saysee.features.audio import load_waveform
+from saysee.features.image import load_image
 
 
 @pytest.fixture
@@ -124,6 +126,24 @@ def test_every_kind_of_bad_file_is_listed_with_its_record(captions: list[SpokenC
     assert validate(Manifest("image", tuple(captions))) == faults
 
 
+def test_copies_in_two_splits_are_found_by_what_they_decode_to(captions: list[SpokenCaption], tmp_path: Path) -> None:
+    """The files differ (FLAC and WAV, PNG and TIFF), what is heard and seen does not."""
+    first, *_ = captions
+    other = next(c for c in captions if c.split != first.split)
+    samples, rate = soundfile.read(first.audio, dtype="int16")
+    soundfile.write(tmp_path / "copy.flac", samples, rate)
+    with Image.open(first.image) as image:
+        image.convert("RGB").save(tmp_path / "copy.tiff")
+    place = captions.index(other)
+    captions[place] = replace(other, audio=tmp_path / "copy.flac", image=tmp_path / "copy.tiff")
+    faults = file_faults(Manifest("image", tuple(captions)))
+    assert [fault.record for fault in faults] == [other.id, other.id]
+    assert f"its recording is a copy of that of {first.id!r}" in str(faults[0])
+    assert f"its picture is a copy of that of {first.id!r}" in str(faults[1])
+    (only,) = file_faults(Manifest("recording", tuple(captions)))
+    assert "recording" in str(only)
+
+
 def test_ten_minutes_are_allowed_and_a_second_more_is_not(captions: list[SpokenCaption]) -> None:
     noise = np.random.default_rng(0).uniform(-0.3, 0.3, 601 * 4_000)
     for number, seconds in ((0, 600), (1, 601)):
@@ -137,8 +157,16 @@ def test_each_file_is_opened_once_and_the_order_is_that_of_the_manifest(
     captions: list[SpokenCaption], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[Path] = []
-    monkeypatch.setattr("saysee.data.validate.load_waveform", lambda path, limits: opened.append(path))
-    monkeypatch.setattr("saysee.data.validate.load_image", opened.append)
+
+    def counted(load):  # type: ignore[no-untyped-def]
+        def wrapper(path: Path, *limits: object) -> object:
+            opened.append(path)
+            return load(path, *limits)
+
+        return wrapper
+
+    monkeypatch.setattr("saysee.data.validate.load_waveform", counted(load_waveform))
+    monkeypatch.setattr("saysee.data.validate.load_image", counted(load_image))
     again = [replace(caption, id=f"{caption.id} again") for caption in captions]
     assert file_faults(Manifest("image", (*captions, *again)), workers=3) == []
     assert sorted(opened) == sorted(path for caption in captions for path in (caption.audio, caption.image))
@@ -149,9 +177,10 @@ def test_ctrl_c_does_not_wait_for_the_files_that_are_queued(
 ) -> None:
     opened: list[Path] = []
 
-    def load(path: Path, _: object) -> None:
+    def load(path: Path, _: object) -> np.ndarray:
         time.sleep(0.001)
         opened.append(path)
+        return np.zeros(1)
 
     def interrupted_bar(messages: Iterator[None], *_: object, **__: object) -> Iterator[None]:
         yield next(messages)

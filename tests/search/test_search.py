@@ -83,9 +83,9 @@ def test_k_and_top_are_clamped_to_the_index(pictures: Path, tmp_path: Path) -> N
     answers = Searcher(read_index(tmp_path / "index"), model).search(question(), top=1000, rerank=1000)
     assert len(answers) == 9
     assert all(answer.fine is not None for answer in answers)
-    for wrong in ({"top": 0}, {"top": -1}, {"rerank": -1}):
+    for top, rerank in ((0, None), (-1, None), (5, -1)):
         with pytest.raises(SayseeError, match="allowed: 1 or more answers"):
-            Searcher(read_index(tmp_path / "index"), model).search(question(), **wrong)
+            Searcher(read_index(tmp_path / "index"), model).search(question(), top, rerank)
 
 
 def test_scores_that_are_not_finite_are_not_ranked(pictures: Path, tmp_path: Path) -> None:

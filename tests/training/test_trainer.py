@@ -18,7 +18,7 @@ from saysee.errors import SayseeError
 from saysee.losses.queue import MomentumQueue
 from saysee.models.momentum import MomentumEncoder
 from saysee.models.retrieval_model import SpeechImageModel
-from saysee.training import trainer
+from saysee.training import step, trainer
 from saysee.training.optimizer import build_optimizer
 from saysee.training.step import Learner
 from saysee.training.trainer import CHECKPOINT_FILE, TrainingError, train
@@ -106,7 +106,7 @@ def test_a_killed_run_started_again_ends_with_the_same_bits(
     calls = 0
 
     def killing(original):  # type: ignore[no-untyped-def]
-        def wrapper(*arguments: object, **options: object) -> object:
+        def wrapper(*arguments, **options):  # type: ignore[no-untyped-def]
             nonlocal calls
             calls += 1
             if calls == at:
@@ -117,7 +117,7 @@ def test_a_killed_run_started_again_ends_with_the_same_bits(
 
     name = {"step": "training_step", "evaluation": "_evaluate", "checkpoint": "save_checkpoint"}[where]
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, name, killing(getattr(trainer, name)))
+        patch.setattr(trainer, name, killing(getattr(trainer, name)))  # type: ignore[no-untyped-call]
         with pytest.raises(Killed):
             run(tmp_path / "killed", checkpoint_every=checkpoint_every)
     torch.manual_seed(12345)  # a new process has another random state
@@ -186,7 +186,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_step_captions_and_checkpoi
 ) -> None:
     learner = make_learner()
     steps = 0
-    original = trainer.training_step
+    original = step.training_step
 
     def poisoned(*arguments: object) -> object:
         nonlocal steps
@@ -206,7 +206,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_step_captions_and_checkpoi
 
 def test_broken_weights_are_neither_measured_nor_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A step may break the weights after its own loss was still finite."""
-    original = trainer.training_step
+    original = step.training_step
 
     def breaking(learner: Learner, *arguments: object) -> object:
         report = original(learner, *arguments)  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 `saysee validate` runs both. `train` runs the first, which is cheap, and meets the second while it extracts features.
 """
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -78,7 +79,11 @@ def structural_faults(manifest: Manifest) -> list[Fault]:
 
 
 def file_faults(manifest: Manifest, *, workers: int = 2, progress: bool = False) -> list[Fault]:
-    """Decode every recording and picture once and return what is missing, broken or of an absurd duration.
+    """Decode every recording and picture once and return what is wrong with them.
+
+    That is: what is missing, broken or of an absurd duration, and copies: a recording in two splits under two names
+    (as when two collections took it from one source), and with `split_by` image a picture in two splits. Copies are
+    told by what they decode to, since the files of one recording may differ in their headers.
 
     Args:
         manifest: whose files are checked.
@@ -87,35 +92,67 @@ def file_faults(manifest: Manifest, *, workers: int = 2, progress: bool = False)
     """
     from tqdm import tqdm
 
-    # path -> (check, id of the first caption that names it): each file is opened once however many captions share it
-    checks: dict[tuple[Callable[[Path], str | None], Path], str] = {}
+    # each file is opened once however many captions share it
+    checks: dict[tuple[Callable[[Path], _Checked], Path], str] = {}
     for caption in manifest.captions:
-        checks.setdefault((_audio_fault, caption.audio), caption.id)
-        checks.setdefault((_image_fault, caption.image), caption.id)
+        checks.setdefault((_check_audio, caption.audio), caption.id)
+        checks.setdefault((_check_image, caption.image), caption.id)
     with ThreadPoolExecutor(workers) as pool:
         try:
-            messages = pool.map(lambda check: check[0](check[1]), checks)
-            bar = tqdm(messages, "checking files", total=len(checks), unit="file", disable=not progress)
-            return [Fault(id_, message) for id_, message in zip(checks.values(), bar, strict=True) if message]
+            results = pool.map(lambda check: check[0](check[1]), checks)
+            bar = tqdm(results, "checking files", total=len(checks), unit="file", disable=not progress)
+            checked = dict(zip(checks, bar, strict=True))
         except BaseException:  # Ctrl-C must not wait for the thousands of files that are still queued
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    faults = [Fault(checks[check], result.fault) for check, result in checked.items() if result.fault]
+    captions = manifest.captions
+    faults += _copies(captions, lambda c: c.audio, lambda c: checked[_check_audio, c.audio].content, "recording")
+    if manifest.split_by == "image":
+        faults += _copies(captions, lambda c: c.image, lambda c: checked[_check_image, c.image].content, "picture")
+    return faults
 
 
-def _audio_fault(path: Path) -> str | None:
+@dataclass(frozen=True)
+class _Checked:
+    """What a file decodes to, as a hash, or what is wrong with it."""
+
+    content: str | None = None
+    fault: str | None = None
+
+
+def _check_audio(path: Path) -> _Checked:
     try:
-        load_waveform(path, RECORDING_LIMITS)
+        return _Checked(hashlib.sha256(load_waveform(path, RECORDING_LIMITS).data).hexdigest())
     except AudioError as error:
-        return str(error)
-    return None
+        return _Checked(fault=str(error))
 
 
-def _image_fault(path: Path) -> str | None:
+def _check_image(path: Path) -> _Checked:
     try:
-        load_image(path)
+        image = load_image(path)
     except ImageError as error:
-        return str(error)
-    return None
+        return _Checked(fault=str(error))
+    return _Checked(hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest())
+
+
+def _copies(
+    captions: Iterable[SpokenCaption],
+    file_of: Callable[[SpokenCaption], Path],
+    content_of: Callable[[SpokenCaption], str | None],
+    what: str,
+) -> list[Fault]:
+    """Find files that decode alike in two splits; one file in two splits is a structural fault."""
+    faults = []
+    for group in _grouped([c for c in captions if content_of(c) is not None], content_of):
+        for other in group[1:]:
+            if other.split != group[0].split and file_of(other) != file_of(group[0]):
+                message = (
+                    f"its {what} is a copy of that of {group[0].id!r}, which is in {group[0].split} and this in "
+                    f"{other.split}; leave one of them out"
+                )
+                faults.append(Fault(other.id, message))
+    return faults
 
 
 def _grouped(
