@@ -5,7 +5,9 @@ message and status 2, a failing disk with status 1, Ctrl-C with status 130.
 """
 
 import argparse
+import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -33,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.overrides = unknown
     try:
         cast(Handler, options.handler)(options)
+        sys.stdout.flush()  # here, where a closed pipe or a full disk is still answered
     except SayseeError as error:
         return _complain(str(error), 2)
     except KeyboardInterrupt:
@@ -41,9 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "interrupted" + ("; the same command goes on from the last checkpoint" if resumes else ""), 130
         )
     except BrokenPipeError:  # `saysee search ... | head`
-        sys.stderr.close()
+        _abandon_output()
         return 0
     except OSError as error:
+        _abandon_output()
         name = error.filename2 or error.filename  # of a rename the second is the one that the user gave
         return _complain(f"{error.strerror or error}" + (f": {name}" if name else ""), 1)
     except Exception as error:
@@ -195,11 +199,8 @@ def train_command(options: argparse.Namespace) -> None:
     progress = train_on_manifest(
         config, _checked_manifest(options.data), options.out, cache=options.cache, device=options.device
     )
-    if progress.best_step and progress.best_metric >= 0:
-        chosen = f"step {progress.best_step} (dev {config.training.primary_metric} {100 * progress.best_metric:.1f} %)"
-    else:
-        chosen = f"step {progress.best_step}"
-    print(f"trained {progress.step} steps; the model of {chosen} is in {options.out}")
+    dev = f"dev {config.training.primary_metric} {100 * progress.best_metric:.1f} %"
+    print(f"trained {progress.step} steps; the model of step {progress.best_step} ({dev}) is in {options.out}")
 
 
 def evaluate_command(options: argparse.Namespace) -> None:
@@ -327,6 +328,12 @@ def _ranking_options(parser: argparse.ArgumentParser) -> None:
         "--rerank", type=int, metavar="K", help="of the coarse best, how many the fine stage ranks; 0: none"
     )
     parser.add_argument("--fusion", choices=get_args(Fusion), help="what those K are ranked by (default: the model's)")
+
+
+def _abandon_output() -> None:
+    """Let what is still buffered go nowhere: Python would complain of it once more at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _complain(message: str, status: int) -> int:

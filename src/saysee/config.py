@@ -145,6 +145,7 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "queue_size", "distillation_ramp_steps")
+        _require(self.queue_size <= 10_000_000, self, "queue_size", "at most 10,000,000")
         _require(0 <= self.momentum < 1, self, "momentum", "from 0 to below 1")
         _require(0 <= self.distillation_alpha <= 1, self, "distillation_alpha", "from 0 to 1")
         _require(

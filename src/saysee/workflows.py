@@ -34,7 +34,7 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise SayseeError(f"device {name!r} cannot be used ({reason}); allowed: auto, cpu, cuda, cuda:1") from None
@@ -159,6 +159,8 @@ def sheet_question(
         ".wav": "audio/wav",
         ".mp3": "audio/mpeg",
         ".m4a": "audio/mp4",
+        ".mp4": "audio/mp4",
+        ".aac": "audio/aac",
         ".webm": "audio/webm",
         ".flac": "audio/flac",
     }

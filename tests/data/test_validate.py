@@ -1,3 +1,4 @@
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -195,9 +196,12 @@ def test_ctrl_c_does_not_wait_for_the_files_that_are_queued(
 
 
 def test_progress_is_shown_only_when_asked_for(
-    captions: list[SpokenCaption], capsys: pytest.CaptureFixture[str]
+    captions: list[SpokenCaption], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest = Manifest("image", tuple(captions))
+    file_faults(manifest, progress=True)
+    assert capsys.readouterr().err == "", "standard error is no terminal here"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     file_faults(manifest)
     assert capsys.readouterr().err == ""
     file_faults(manifest, progress=True)

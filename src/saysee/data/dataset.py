@@ -111,6 +111,8 @@ def extract_features(
         ManifestError: files that do not open or decode, all of them listed: a wrong file would spoil the result.
     """
 
+    # Each file is encoded alone: in a batch its last bits would depend on its neighbours, and a run that was stopped
+    # while it extracted would end with other tensors. On a CPU a batch is hardly faster.
     def encode_speech(prepared: Sequence[Tensor]) -> list[Tensor]:
         hidden, mask = speech_backbone(prepared)
         return [clip[:, :length].half().cpu() for clip, length in zip(hidden, mask.sum(1).tolist(), strict=True)]
@@ -124,7 +126,7 @@ def extract_features(
         lambda content, path: speech_backbone.prepare(load_waveform(content, RECORDING_LIMITS, str(path))),
         encode_speech,
         FeatureCache(cache_folder, speech_backbone.fingerprint),
-        batch_size=16,
+        batch_size=1,
         workers=workers,
         progress="recordings" if progress else None,
     )
@@ -134,7 +136,7 @@ def extract_features(
         lambda content, path: image_backbone.prepare(load_image(content, name=str(path))),
         encode_images,
         FeatureCache(cache_folder, image_backbone.fingerprint),
-        batch_size=16,
+        batch_size=1,
         workers=workers,
         progress="pictures" if progress else None,
     )

@@ -100,7 +100,7 @@ def file_faults(manifest: Manifest, *, workers: int = 2, progress: bool = False)
     with ThreadPoolExecutor(workers) as pool:
         try:
             results = pool.map(lambda check: check[0](check[1]), checks)
-            bar = tqdm(results, "checking files", total=len(checks), unit="file", disable=not progress)
+            bar = tqdm(results, "checking files", total=len(checks), unit="file", disable=None if progress else True)
             checked = dict(zip(checks, bar, strict=True))
         except BaseException:  # Ctrl-C must not wait for the thousands of files that are still queued
             pool.shutdown(wait=False, cancel_futures=True)

@@ -268,9 +268,9 @@ def read_model_folder(folder: Path) -> SavedModel:
         )
     try:
         with safetensors.safe_open(folder / WEIGHTS_FILE, "pt") as file:
-            hashes = json.loads((file.metadata() or {})["saysee"])
+            hashes = dict(json.loads((file.metadata() or {})["saysee"]))
         state = load_file(folder / WEIGHTS_FILE)
-    except (safetensors.SafetensorError, OSError, KeyError, ValueError):
+    except (safetensors.SafetensorError, OSError, KeyError, ValueError, TypeError):
         raise SayseeError(altered.format(WEIGHTS_FILE)) from None
     if hashes.get("tensors_sha256") != hash_tensors(state):
         raise SayseeError(altered.format(WEIGHTS_FILE))

@@ -194,6 +194,9 @@ def _refuse_what_is_no_index(into: Path) -> None:
 
 def _write(into: Path, described: dict[str, Any], rows: str, tensors: dict[str, Tensor]) -> None:
     """Write both files under names of their own, switch to them, and only then remove what was there before."""
+    if not (into / INDEX_FILE).exists():
+        # marks the folder as ours before anything else is in it, so that a first building that was stopped goes on
+        write_text(into / INDEX_FILE, json.dumps({"saysee_index": FORMAT_VERSION, "rows": None}) + "\n")
     rows_hash, vectors_hash = _hash_text(rows), hash_tensors(tensors)
     rows_file, vectors_file = f"pictures-{rows_hash[:16]}.jsonl", f"vectors-{vectors_hash[:16]}.safetensors"
     write_text(into / rows_file, rows)

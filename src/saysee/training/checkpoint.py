@@ -23,6 +23,7 @@ from saysee.models.retrieval_model import hash_tensors
 from saysee.training.step import Learner
 
 FORMAT_VERSION = 1
+HEADER = ("progress", "config", "data_fingerprint", "backbones", "tensors_sha256")
 
 
 @dataclass(frozen=True)
@@ -73,13 +74,17 @@ def load_checkpoint(path: Path, learner: Learner, config: Config, data_fingerpri
     """
     try:
         with safetensors.safe_open(path, "pt") as file:
-            header = json.loads((file.metadata() or {})["saysee_checkpoint"])
+            header = dict(json.loads((file.metadata() or {})["saysee_checkpoint"]))
         tensors = load_file(path)
-    except (safetensors.SafetensorError, KeyError, ValueError, OSError) as error:
+        version = header["format_version"]
+        known = {
+            name: header[name] for name in ("tensors_sha256", "data_fingerprint", "backbones", "config", "progress")
+        }
+    except (safetensors.SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
         raise SayseeError(f"{path} is damaged or no checkpoint ({error}); remove it to train from the start") from None
-    if header["format_version"] != FORMAT_VERSION:
+    if version != FORMAT_VERSION:
         raise SayseeError(
-            f"{path} has checkpoint format {header['format_version']}; this saysee reads {FORMAT_VERSION}: go on with "
+            f"{path} has checkpoint format {version}; this saysee reads {FORMAT_VERSION}: go on with "
             "the saysee that wrote it, or train into another folder"
         )
     if header["tensors_sha256"] != hash_tensors(tensors):
