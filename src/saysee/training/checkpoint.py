@@ -74,12 +74,10 @@ def load_checkpoint(path: Path, learner: Learner, config: Config, data_fingerpri
     """
     try:
         with safetensors.safe_open(path, "pt") as file:
-            header = dict(json.loads((file.metadata() or {})["saysee_checkpoint"]))
+            written = json.loads((file.metadata() or {})["saysee_checkpoint"])
         tensors = load_file(path)
-        version = header["format_version"]
-        known = {
-            name: header[name] for name in ("tensors_sha256", "data_fingerprint", "backbones", "config", "progress")
-        }
+        version = written["format_version"]
+        header = {name: written[name] for name in HEADER}
     except (safetensors.SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
         raise SayseeError(f"{path} is damaged or no checkpoint ({error}); remove it to train from the start") from None
     if version != FORMAT_VERSION:
