@@ -166,8 +166,8 @@ def test_each_file_is_opened_once_and_the_order_is_that_of_the_manifest(
 
         return wrapper
 
-    monkeypatch.setattr("saysee.data.validate.load_waveform", counted(load_waveform))
-    monkeypatch.setattr("saysee.data.validate.load_image", counted(load_image))
+    monkeypatch.setattr("saysee.data.validate.load_waveform", counted(load_waveform))  # type: ignore[no-untyped-call]
+    monkeypatch.setattr("saysee.data.validate.load_image", counted(load_image))  # type: ignore[no-untyped-call]
     again = [replace(caption, id=f"{caption.id} again") for caption in captions]
     assert file_faults(Manifest("image", (*captions, *again)), workers=3) == []
     assert sorted(opened) == sorted(path for caption in captions for path in (caption.audio, caption.image))

@@ -1,10 +1,8 @@
 """What all frozen encoders share: staying frozen, fingerprints, pooling, pictures to pixels, and strict loading."""
 
 import hashlib
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import Literal
 
 import numpy as np
@@ -16,6 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+import make_encoder_weights
 from saysee.config import ImageBackboneConfig, SpeechBackboneConfig
 from saysee.errors import SayseeError
 from saysee.models.backbones import (
@@ -28,16 +27,6 @@ from saysee.models.backbones import (
 )
 from saysee.models.backbones.base import at_least, pool_frames, real_frames, square_pixels
 from saysee.models.backbones.weights import Checkpoint, load_strictly, read_safetensors
-
-
-def make_encoder_weights() -> ModuleType:
-    path = Path(__file__).parents[2] / "scripts" / "make_encoder_weights.py"
-    spec = importlib.util.spec_from_file_location("make_encoder_weights", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -184,8 +173,7 @@ def test_int8_weights_come_back_within_half_a_step_of_each_channel(tmp_path: Pat
         "convolution": torch.randn(3, 4, 3, generator=generator),
         "vector": torch.randn(6, generator=generator).half(),
     }
-    script = make_encoder_weights()
-    save_file(script.quantise(published), tmp_path / "q.safetensors")
+    save_file(make_encoder_weights.quantise(published), tmp_path / "q.safetensors")
     loaded = read_safetensors(tmp_path / "q.safetensors")
     assert loaded.keys() == published.keys()
     assert all(tensor.dtype == torch.float32 for tensor in loaded.values())
@@ -197,14 +185,13 @@ def test_int8_weights_come_back_within_half_a_step_of_each_channel(tmp_path: Pat
 
 
 def test_the_same_source_gives_the_same_bytes_and_one_line_in_the_list(tmp_path: Path) -> None:
-    script = make_encoder_weights()
     description = {letter: letter for letter in "abcdefgh"}
     checksums = []
     for folder in ("one", "two"):
         path = tmp_path / folder / "x.safetensors"
         path.parent.mkdir()
         for _ in range(2):
-            script.write(path, {"a": torch.ones(3), "b": torch.zeros(2, dtype=torch.int8)}, description)
+            make_encoder_weights.write(path, {"a": torch.ones(3), "b": torch.zeros(2, dtype=torch.int8)}, description)
         (line,) = (path.parent / "SHA256SUMS").read_text().splitlines()
         assert line == f"{hashlib.sha256(path.read_bytes()).hexdigest()}  x.safetensors"
         checksums.append(line)

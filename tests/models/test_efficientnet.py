@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from test_backbones import make_encoder_weights
 from torch import Tensor
 from torch.nn import functional as F
 
+import make_encoder_weights
 from saysee.config import ImageBackboneConfig
 from saysee.errors import SayseeError
 from saysee.models.backbones import ImageBackbone, load_image_backbone
@@ -52,7 +52,7 @@ def test_folded_network_equals_the_published_one(name: str) -> None:
     published = torch.load(file, weights_only=True)
     reference.load_state_dict(published)
     ours = EfficientNetLite(SCALES[name])
-    ours.load_state_dict(make_encoder_weights().fold_batch_norms(published), strict=True)
+    ours.load_state_dict(make_encoder_weights.fold_batch_norms(published), strict=True)
     side = SCALES[name].image_size
     pixels = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
     with torch.no_grad():
@@ -122,14 +122,17 @@ def test_a_folder_must_hold_one_file_that_says_what_it_is(tmp_path: Path, bundle
         load_image_backbone(config)
 
     state = {name.removeprefix("encoder."): tensor.half() for name, tensor in bundled.state_dict().items()}
-    script = make_encoder_weights()
-    script.write(tmp_path / "efficientnet-lite0.safetensors", state, {"architecture": "efficientnet-lite0"})
+    make_encoder_weights.write(
+        tmp_path / "efficientnet-lite0.safetensors", state, {"architecture": "efficientnet-lite0"}
+    )
     assert load_image_backbone(config).fingerprint == bundled.fingerprint
 
-    script.write(tmp_path / "efficientnet-lite0.safetensors", state, {"architecture": "efficientnet-lite2"})
+    make_encoder_weights.write(
+        tmp_path / "efficientnet-lite0.safetensors", state, {"architecture": "efficientnet-lite2"}
+    )
     with pytest.raises(SayseeError, match=r"missing: blocks\."):
         load_image_backbone(config)
-    script.write(tmp_path / "efficientnet-lite0.safetensors", state, {"architecture": "resnet"})
+    make_encoder_weights.write(tmp_path / "efficientnet-lite0.safetensors", state, {"architecture": "resnet"})
     with pytest.raises(SayseeError, match="the weights are of 'resnet'; known are efficientnet-lite0, "):
         load_image_backbone(config)
     save_file(state, tmp_path / "efficientnet-lite0.safetensors")

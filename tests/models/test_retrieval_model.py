@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from media import sine, write_image
 from saysee.config import Config
 from saysee.errors import AudioError, SayseeError
+from saysee.models.backbones import load_speech_backbone
 from saysee.models.retrieval_model import SpeechImageModel, hash_tensors
 from saysee.models.speech_encoder import SpeechEncoding
 from stubs import small_model
@@ -186,7 +187,7 @@ def test_a_renamed_tensor_is_named_even_with_hashes_that_fit(folder: Path, tmp_p
 def test_a_backbone_that_is_another_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from saysee.models import retrieval_model
 
-    original = retrieval_model.load_speech_backbone
+    original = load_speech_backbone
 
     def other(config):  # type: ignore[no-untyped-def]
         backbone = original(config)

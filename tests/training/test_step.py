@@ -1,6 +1,7 @@
 """One optimisation step: the parts are switched as configured, and state changes only where the step says so."""
 
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ def make_batch(ids: list[int], seed: int = 0) -> Batch:
     )
 
 
-def make_learner(**changes: object) -> Learner:
+def make_learner(**changes: Any) -> Learner:
     model = small_model(**changes)
     loss = model.config.loss
     momentum = MomentumEncoder(model.speech_encoder, model.image_encoder) if loss.uses_momentum else None

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from subprocess import PIPE
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from saysee.training.step import Learner
 from saysee.training.trainer import CHECKPOINT_FILE, TrainingError, train
 from stubs import IMAGE_DIM, LAYERS, SPEECH_DIM, TOKENS, small_model
 
-CHANGES = {
+CHANGES: dict[str, Any] = {
     "dropout": 0.1,
     "steps": 12,
     "evaluate_every": 4,
@@ -54,7 +55,7 @@ def make_dataset(captions: int = 11) -> PairDataset:
     return PairDataset(records, Features((LAYERS, 4, SPEECH_DIM)), Features((TOKENS, IMAGE_DIM)))
 
 
-def make_learner(**changes: object) -> Learner:
+def make_learner(**changes: Any) -> Learner:
     model = small_model(**{**CHANGES, **changes})
     loss = model.config.loss
     momentum = MomentumEncoder(model.speech_encoder, model.image_encoder) if loss.uses_momentum else None
