@@ -44,9 +44,9 @@ def test_flickr8k_becomes_a_manifest_that_is_valid(tmp_path: Path) -> None:
     (corpus / "wavs").mkdir(parents=True)
     (corpus / "images").mkdir()
     names = ("train", "dev", "test")
-    for name in names:
-        write_image(corpus / "images" / f"{name}.jpg")
-        write_wav(corpus / "wavs" / f"{name}_0.wav", 0.3)
+    for number, name in enumerate(names):
+        write_image(corpus / "images" / f"{name}.jpg", size=(50 + number, 40))
+        write_wav(corpus / "wavs" / f"{name}_0.wav", 0.3 + number / 10)
         (corpus / f"Flickr_8k.{name}Images.txt").write_text(f"{name}.jpg\n")
     (corpus / "wav2capt.txt").write_text("".join(f"{name}_0.wav {name}.jpg #0\n" for name in names))
     (corpus / "wav2spk.txt").write_text("".join(f"{name}_0.wav 42\n" for name in names))

@@ -20,7 +20,7 @@ ALLOWED = {
     "evaluation": {"data", "features", "models", "search"},
     "workflows": {"data", "features", "models", "training", "evaluation", "search"},
     "demo": {"data", "models", "evaluation", "search", "workflows"},
-    "cli": {"data", "models", "evaluation", "search", "training", "workflows", "demo"},
+    "cli": {"data", "features", "models", "evaluation", "search", "training", "workflows", "demo"},
     "__main__": {"cli"},
     "__init__": {"models"},
 }
