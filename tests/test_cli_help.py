@@ -97,7 +97,7 @@ def test_the_demo_tells_what_it_does_and_goes_on_where_it_was(tmp_path: Path, mo
     corpus = read_manifest(sample_manifest_path())
     assert corpus.summary() in first.out
     assert re.search(r"^fine +image to speech +\d", first.out, re.MULTILINE)
-    for question in ("English recording for the drawing `rice`", "Spanish recording for", "French recording for"):
+    for question in ("English recording for the drawing `back`", "Spanish recording for", "French recording for"):
         assert question in first.out
     sheet = (tmp_path / "answers.html").read_text(encoding="utf-8")
     assert (sheet.count("<section"), sheet.count("<figure"), sheet.count("<audio")) == (3, 18, 3)

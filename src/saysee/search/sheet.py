@@ -30,7 +30,7 @@ class SheetAnswer:
         image: the bytes of a JPEG; see `make_thumbnail`.
         caption: what stands under it, and what a screen reader says.
         coarse: cosine similarity to the question.
-        fine: the score after re-ranking, if there was any.
+        fine: the matching log-odds, if there was a fine stage.
         correct: whether it is an answer, if that is known.
     """
 
@@ -200,7 +200,7 @@ def _waveform(peaks: Sequence[float]) -> str:
 def _legend(questions: Sequence[SheetQuestion]) -> Iterator[str]:
     answers = [answer for question in questions for answer in question.answers]
     if any(answer.fine is not None for answer in answers):
-        yield "coarse: cosine similarity of recording and picture. fine: score after re-ranking; it decides the order."
+        yield "coarse: cosine similarity of recording and picture. fine: matching log-odds, in re-ranking; both decide the order."
     elif answers:
         yield "coarse: cosine similarity of recording and picture; it decides the order."
 
