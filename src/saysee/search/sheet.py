@@ -200,7 +200,7 @@ def _waveform(peaks: Sequence[float]) -> str:
 def _legend(questions: Sequence[SheetQuestion]) -> Iterator[str]:
     answers = [answer for question in questions for answer in question.answers]
     if any(answer.fine is not None for answer in answers):
-        yield "coarse: cosine similarity of recording and picture. fine: matching log-odds, in re-ranking; both decide the order."
+        yield "coarse: cosine similarity of recording and picture. fine: matching log-odds; re-ranking adds both."
     elif answers:
         yield "coarse: cosine similarity of recording and picture; it decides the order."
 
