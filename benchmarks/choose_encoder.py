@@ -21,7 +21,6 @@ from saysee.models.retrieval_model import SpeechImageModel
 from saysee.workflows import evaluate_on_manifest, train_on_manifest
 
 ENCODERS = ("whisper-tiny.en", "whisper-base")
-SEEDS = (0, 1)
 METRICS = ("coarse/speech_to_image/R@1", "coarse/speech_to_image/R@10", "coarse/mean/R@1")
 
 
@@ -29,16 +28,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("picture_words", type=Path)
     parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     options = parser.parse_args()
     manifest = by_voice(options.picture_words)
     figures: dict[str, object] = {}
     for encoder in ENCODERS:
-        dev = [measure(encoder, seed, options.steps, manifest) for seed in SEEDS]
+        dev = [measure(encoder, seed, options.steps, manifest) for seed in options.seeds]
         figures[encoder] = {name: [round(metrics[name], 4) for metrics in dev] for name in METRICS}
         print(encoder, figures[encoder], flush=True)
     best = max(ENCODERS, key=lambda encoder: mean(figures[encoder]["coarse/mean/R@1"]))  # type: ignore[index]
     data = f"picture-words by human voices, measured on the dev speakers {', '.join(DEV_SPEAKERS)}"
-    keep("choose_encoder", data=data, seed=list(SEEDS), figures={"steps": options.steps, "dev": figures, "best": best})
+    keep(
+        "choose_encoder", data=data, seed=options.seeds, figures={"steps": options.steps, "dev": figures, "best": best}
+    )
 
 
 def measure(encoder: str, seed: int, steps: int, manifest: Manifest) -> dict[str, float]:

@@ -3,10 +3,10 @@
 import numpy as np
 import numpy.typing as npt
 import pytest
-from evaluation_samples import ranked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evaluation_samples import ranked
 from saysee.evaluation import bootstrap
 from saysee.evaluation.bootstrap import (
     Difference,

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from evaluation_samples import results, seen, spoken
 
+from evaluation_samples import results, seen, spoken
 from saysee.errors import SayseeError
 from saysee.evaluation.bootstrap import paired_difference
 from saysee.evaluation.compare import Comparison, ComparisonRow, compare, to_json, to_markdown

@@ -3,8 +3,8 @@
 import re
 
 import pytest
-from evaluation_samples import results, seen, spoken
 
+from evaluation_samples import results, seen, spoken
 from saysee.evaluation.report import format_metric, markdown_table, printable, to_markdown, to_terminal
 from saysee.evaluation.results import Results
 

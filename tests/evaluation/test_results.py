@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from evaluation_samples import ranked, results, seen, spoken
 
+from evaluation_samples import ranked, results, seen, spoken
 from saysee.config import TrainingConfig
 from saysee.errors import SayseeError
 from saysee.evaluation.metrics import RankCounts
