@@ -9,6 +9,7 @@ import io
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -114,6 +115,8 @@ def start(
         stderr=subprocess.PIPE,
         text=True,
         env={**environment, "OMP_NUM_THREADS": "1"},
+        # a shell lets its background jobs ignore Ctrl-C, and what they start inherits that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
 
 
