@@ -121,8 +121,12 @@ def start(
 
 
 def finish(process: "subprocess.Popen[str]") -> Outcome:
-    """Wait for a process's end."""
-    out, err = process.communicate(timeout=120)
+    """Wait for a process's end; one that does not come to it is killed, and the test fails."""
+    try:
+        out, err = process.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
     return Outcome(process.returncode, out or "", err)
 
 
