@@ -1,7 +1,9 @@
 """Small stand-ins that tests share: frozen backbones with almost no weights, and a configuration to go with them."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -59,6 +61,22 @@ class StubImageBackbone(ImageBackbone):
     def forward(self, pixels: Tensor) -> Tensor:
         tokens: Tensor = self.encoder(pixels.flatten(1)).view(-1, TOKENS, IMAGE_DIM)
         return tokens
+
+
+@dataclass(frozen=True)
+class MemoryFeatures:
+    """Features that are there already, by path; see `saysee.data.extraction.Features`."""
+
+    tensors: Mapping[Path, Tensor]
+
+    def read(self, paths: Sequence[Path]) -> list[Tensor]:
+        return [self.tensors[path] for path in paths]
+
+    def frames(self, path: Path) -> int:
+        return self.tensors[path].shape[-2]
+
+    def content(self, path: Path) -> bytes:
+        return sha256(str(path).encode()).digest()[:16]
 
 
 def small_config(**changes: object) -> Config:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from saysee.errors import SayseeError
 
 Fusion = Literal["match", "match+similarity", "match+scaled-similarity"]
+Precision = Literal["fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,9 @@ class SpeechBackboneConfig:
         layers: which hidden states are kept: `all`, or a list of indices (0 is the input of the first layer).
         pool: how many neighbouring frames are averaged into one; 1 keeps the backbone's own rate.
         max_seconds: a longer recording is cut here. Whisper's positional table ends at 30 s.
+        fixed_mix: one weight for each kept layer: each is layer-normed and their weighted mean is kept as a single
+            one, which is many times smaller on disk than all layers. None keeps them apart, for the learnable mix.
+        precision: what the encoder computes in, and what its weights are loaded as.
     """
 
     family: Literal["whisper", "hubert"] = "whisper"
@@ -38,6 +42,8 @@ class SpeechBackboneConfig:
     layers: Literal["all"] | tuple[int, ...] = "all"
     pool: int = 1
     max_seconds: float = 30.0
+    fixed_mix: tuple[float, ...] | None = None
+    precision: Precision = "fp32"
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "pool")
@@ -47,6 +53,13 @@ class SpeechBackboneConfig:
         _require(
             self.layers == "all" or len(self.layers) > 0, self, "layers", "`all` or a list with at least one layer"
         )
+        if self.fixed_mix is not None:
+            _require(
+                min(self.fixed_mix, default=-1) >= 0 and sum(self.fixed_mix) > 0,
+                self,
+                "fixed_mix",
+                "weights of 0 or more, one for each kept layer and not all 0",
+            )
 
 
 @dataclass(frozen=True)
@@ -57,17 +70,24 @@ class ImageBackboneConfig:
         family: whose architecture the checkpoint has.
         checkpoint: `bundled`, a folder, or a name on the Hugging Face hub.
         revision: the hub revision, pinned for a result that is to be reproduced.
-        tokens: BLIP-2 only: `patches` of the vision transformer, or the Q-Former's `queries`.
+        tokens: `patches` of the image encoder; BLIP-2 also has the Q-Former's `queries`; CLIP also has the one `pooled`
+            token, its own image embedding.
+        precision: what the encoder computes in, and what its weights are loaded as.
     """
 
-    family: Literal["efficientnet", "blip2"] = "efficientnet"
+    family: Literal["efficientnet", "blip2", "clip"] = "efficientnet"
     checkpoint: str = "bundled"
     revision: str | None = None
-    tokens: Literal["patches", "queries"] = "patches"
+    tokens: Literal["patches", "queries", "pooled"] = "patches"
+    precision: Precision = "fp32"
 
     def __post_init__(self) -> None:
+        allowed = {"efficientnet": ["patches"], "blip2": ["patches", "queries"], "clip": ["patches", "pooled"]}
         _require(
-            self.family == "blip2" or self.tokens == "patches", self, "tokens", "`patches` for any family but blip2"
+            self.tokens in allowed[self.family],
+            self,
+            "tokens",
+            f"{' or '.join(allowed[self.family])} for {self.family}",
         )
 
 
@@ -87,6 +107,8 @@ class ModelConfig:
         dropout: of the outputs of attention and feed-forward, in steps of 1/256; 0.1 [ALBEF, which drops attention
             weights too].
         normalize_speech_layers: layer-norm each backbone layer before the weighted sum [SpeechCLIP large].
+        image_projection: `learned` maps the pooled image token to the embedding [ALBEF]; `none` takes the token itself,
+            whose width must then be `embedding_dim` [SpeechCLIP, with CLIP's own image embedding].
         initial_temperature: what similarities are divided by at the start; 0.07 [SpeechCLIP, ALBEF].
         learn_temperature: whether it is learnt; it is clamped to `temperature_range` [BLIP].
         temperature_range: lowest and highest temperature; 0.001 to 0.5 [BLIP].
@@ -102,6 +124,7 @@ class ModelConfig:
     feedforward_ratio: int = 4
     dropout: float = 0.1
     normalize_speech_layers: bool = False
+    image_projection: Literal["learned", "none"] = "learned"
     initial_temperature: float = 0.07
     learn_temperature: bool = True
     temperature_range: tuple[float, float] = (0.001, 0.5)
@@ -132,6 +155,8 @@ class LossConfig:
         image_negatives_from: the negative images are drawn from the `batch` [ALBEF], or from batch and `queue`: the
             queue then names an image and its tokens are read again by id (the paper's figure says that the queue
             serves the hard negatives, and not how).
+        negatives_from_all_ranks: in distributed training, whether SIM's negatives are drawn from the whole batch (the
+            other processes' tokens are gathered, with gradient) or from each process's own part of it.
     """
 
     queue_size: int = 1024
@@ -142,6 +167,7 @@ class LossConfig:
     matching: bool = True
     negatives: Literal["hard", "random"] = "hard"
     image_negatives_from: Literal["batch", "queue"] = "batch"
+    negatives_from_all_ranks: bool = False
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "queue_size", "distillation_ramp_steps")
@@ -167,7 +193,7 @@ class TrainingConfig:
 
     Attributes:
         steps: optimisation steps.
-        batch_size: pairs in a batch; this is what SIC contrasts and SIM mines.
+        batch_size: pairs in a batch, over all processes together; this is what SIC contrasts and SIM mines.
         accumulate: batches whose gradients are added before a step. It does not enlarge the contrast: each batch has
             its own softmax; the queue is filled after the step, with all of them.
         learning_rate: peak of AdamW's.
@@ -182,6 +208,15 @@ class TrainingConfig:
         evaluate_every: steps between evaluations on dev; the best by `primary_metric` is the model that is kept.
         checkpoint_every: steps between checkpoints from which a killed run goes on.
         primary_metric: the name by which dev chooses, as in results.json.
+        bucket_batches: of how many batches the captions are sorted by length together, so that a batch holds captions
+            of like length and little padding; 1 shuffles freely.
+        one_caption_per_image: whether a batch has at most one caption of an image.
+        crop_seconds: a longer recording is cut to a random stretch of this length in training, of its frames [after
+            SpeechCLIP, which cuts the waveform to 6.4 s]; None leaves it whole.
+        live_features: whether the frozen encoders run in every step, on files that are decoded anew, and nothing is
+            kept on disk; else their outputs are extracted once and read back.
+        activation_checkpointing: whether the Transformer layers compute their activations a second time in the
+            backward pass and do not keep them: less memory, about a third more computing.
     """
 
     steps: int = 1000
@@ -199,13 +234,25 @@ class TrainingConfig:
     evaluate_every: int = 100
     checkpoint_every: int = 100
     primary_metric: str = "coarse/mean/R@1"
+    bucket_batches: int = 1
+    one_caption_per_image: bool = False
+    crop_seconds: float | None = None
+    live_features: bool = False
+    activation_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "steps", "batch_size", "accumulate", "evaluate_every", "checkpoint_every")
+        _at_least(self, 1, "steps", "batch_size", "accumulate", "evaluate_every", "checkpoint_every", "bucket_batches")
         _at_least(self, 0, "warmup_steps", "weight_decay", "final_learning_rate", "seed")
         _require(self.seed < 2**63, self, "seed", "below 2^63")
         _require(self.learning_rate > 0, self, "learning_rate", "more than 0")
         _require(self.clip_norm > 0, self, "clip_norm", "more than 0")
+        _require(
+            not self.live_features or self.bucket_batches == 1,
+            self,
+            "bucket_batches",
+            "1 with live_features, where lengths are not known beforehand",
+        )
+        _require(self.crop_seconds is None or self.crop_seconds > 0, self, "crop_seconds", "more than 0, or null")
         _require(all(0 <= beta < 1 for beta in self.betas), self, "betas", "two numbers from 0 to below 1")
 
 

@@ -5,10 +5,12 @@ import pytest
 import soundfile
 from PIL import Image
 
+from corpora import imprecise, recording, write_flickr8k
 from saysee.data.flickr8k import prepare
 from saysee.data.manifest import SPLITS, ManifestError, read_manifest, write_manifest
 from saysee.data.validate import validate
-from saysee.errors import SayseeError
+from saysee.errors import AudioError, SayseeError
+from saysee.features.audio import load_waveform
 
 # ids in the published form; the fifth photograph is in no split, the sixth has no recordings, and the seventh is one
 # that Flickr8k.token.txt has under a name of no file
@@ -84,7 +86,7 @@ def test_what_is_left_out_is_counted(corpus: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("images", ["Flicker8k_Dataset", "Flickr8k_Dataset", "images"])
+@pytest.mark.parametrize("images", ["Flicker8k_Dataset", "Flickr8k_Dataset", "images", "Images"])
 def test_a_flat_folder_and_each_spelling_of_the_images(corpus: Path, images: str) -> None:
     expected = [(c.id, c.image_id, c.split) for c in prepare(corpus).manifest.captions]
     (corpus / "Flicker8k_Dataset").rename(corpus / images)
@@ -152,3 +154,66 @@ def test_all_faults_are_listed_at_once(corpus: Path) -> None:
             "Flickr_8k.testImages.txt line 3: 'two words.jpg' is not of the form <image.jpg>",
         ]
     )
+
+
+def test_counts_that_differ_from_the_published_are_a_warning_with_both(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert prepare(corpus).warnings == [
+        "Flickr8k Audio has 40,000 recordings of 8,000 images (train 30,000, dev 5,000, test 5,000); here are 20 of 4 "
+        "(train 10, dev 5, test 5)"
+    ]
+    monkeypatch.setattr("saysee.data.flickr8k.PUBLISHED", {"train": 10, "dev": 5, "test": 5})
+    assert len(prepare(corpus).warnings) == 1
+    monkeypatch.setattr("saysee.data.flickr8k.PUBLISHED_IMAGES", 4)
+    assert prepare(corpus).warnings == []
+
+
+def test_every_irregularity_of_the_published_corpus_at_once(tmp_path: Path) -> None:
+    write_flickr8k(
+        tmp_path,
+        images=8,
+        captions=3,
+        image_folder="Flickr8k_Dataset/Flicker8k_Dataset",
+        imprecise_headers=True,
+        long_clip=True,
+        without_audio=2,
+        in_no_split=1,
+    )
+    prepared = prepare(tmp_path)
+    assert prepared.notes == [
+        "8 pictures, 24 recordings (train 18, dev 3, test 3), split by image",
+        "left out: 1 images in no split",
+        "left out: 2 images of the splits without a recording",
+        "left out: 3 recordings of images in no split",
+    ]
+    assert len(load_waveform(prepared.manifest.captions[0].audio)) == 323 * 16_000
+    assert validate(prepared.manifest) == []
+
+
+def test_an_imprecise_header_loses_no_sample_and_adds_none(tmp_path: Path) -> None:
+    for number in range(3):
+        exact = recording(number)
+        np.testing.assert_array_equal(load_waveform(imprecise(exact)), load_waveform(exact))
+
+
+@pytest.mark.parametrize("samples", [-200, -1, 0, 1, 200])
+def test_a_data_chunk_that_states_some_samples_too_few_or_too_many(samples: int) -> None:
+    """libsndfile plays what the header states and is there: with too few the rest is not sound, with too many none."""
+    exact = recording(0)
+    held = (len(exact) - 44) // 2
+    wav = exact[:40] + (2 * (held + samples)).to_bytes(4, "little") + exact[44:]
+    assert len(load_waveform(wav)) == held + min(samples, 0)
+
+
+def test_a_recording_of_which_more_than_a_tenth_is_missing_is_a_fault_that_names_it(tmp_path: Path) -> None:
+    write_flickr8k(tmp_path, images=8, captions=1)
+    manifest = prepare(tmp_path).manifest
+    caption = manifest.captions[2]
+    content = caption.audio.read_bytes()
+    caption.audio.write_bytes(imprecise(content)[: len(content) * 8 // 10])  # behind an odd chunk too
+    [fault] = validate(manifest)
+    assert fault.record == caption.id
+    assert "bytes of samples" in fault.message
+    with pytest.raises(AudioError, match="is truncated"):
+        load_waveform(caption.audio)

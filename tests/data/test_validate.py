@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from saysee.data.manifest import Manifest, SplitBy, SpokenCaption
-from saysee.data.validate import Fault, file_faults, structural_faults, validate
+from saysee.data.manifest import SPLIT_BY, SPLITS, Manifest, Split, SplitBy, SpokenCaption
+from saysee.data.validate import Fault, _suspects, file_faults, structural_faults, validate
 from saysee.features.audio import load_waveform
 from saysee.features.image import load_image
 
@@ -109,6 +111,61 @@ def test_all_structural_faults_are_listed_at_once(captions: list[SpokenCaption])
     # i0 in train and the same file as i3 in dev
     assert sum("the picture" in fault for fault in faults) == 1
     assert len(faults) == len(kinds) + 1
+
+
+@pytest.mark.parametrize("needed", [("test",), ("dev", "test"), ()])
+def test_a_corpus_that_is_only_tested_on_needs_no_other_split(
+    captions: list[SpokenCaption], needed: tuple[Split, ...]
+) -> None:
+    tested = Manifest("image", tuple(c for c in captions if c.split == "test"))
+    faults = structural_faults(tested, needed)
+    assert [fault.message for fault in faults] == [
+        f"no caption is in {split}; give the manifest all of {', '.join(needed)}" for split in needed if split != "test"
+    ]
+
+
+# few values, so that they clash; None and "" are both no speaker
+clashing = st.builds(
+    SpokenCaption,
+    id=st.sampled_from("abcdefgh"),
+    audio=st.sampled_from([Path(f"/{n}.wav") for n in range(5)]),
+    image_id=st.sampled_from("ijkl"),
+    image=st.sampled_from([Path(f"/{n}.png") for n in range(5)]),
+    text=st.none(),
+    speaker=st.sampled_from([None, "", "x", "y", "z"]),
+    language=st.none(),
+    split=st.sampled_from(SPLITS),
+)
+
+
+@settings(max_examples=300)
+@given(st.sampled_from(SPLIT_BY), st.lists(clashing, max_size=12), st.integers(0, 12))
+def test_the_records_that_are_looked_at_have_all_the_faults(
+    split_by: SplitBy, captions: list[SpokenCaption], distinct: int
+) -> None:
+    """The faults are those of the same checks over all records; and of sound ones none is looked at."""
+    captions = [
+        replace(c, id=f"c{n}", audio=Path(f"/c{n}.wav"), image_id=f"i{n}", image=Path(f"/i{n}.png"), speaker=f"s{n}")
+        if n < distinct
+        else c
+        for n, c in enumerate(captions)
+    ]
+    manifest = Manifest(split_by, tuple(captions))
+    suspects = _suspects(manifest)
+    assert not {f"c{n}" for n in range(distinct)} & {c.id for c in suspects}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("saysee.data.validate._suspects", lambda manifest: manifest.captions)
+        expected = structural_faults(manifest)
+    assert structural_faults(manifest) == expected
+
+
+def test_hashes_that_agree_by_chance_make_no_fault(
+    captions: list[SpokenCaption], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for split_by in SPLIT_BY:
+        monkeypatch.setattr("saysee.data.validate.hash64", lambda text: len(text) % 2)
+        assert len(_suspects(Manifest(split_by, tuple(captions)))) == len(captions)
+        assert found(captions, split_by) == []
 
 
 def test_every_kind_of_bad_file_is_listed_with_its_record(captions: list[SpokenCaption]) -> None:

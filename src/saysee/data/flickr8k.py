@@ -7,13 +7,19 @@
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from saysee.data.manifest import SPLITS, Manifest, ManifestError, Prepared, Split, SpokenCaption, read_utf8
 from saysee.errors import SayseeError
 
-IMAGE_FOLDERS = ("Flicker8k_Dataset", "Flickr8k_Dataset", "images")  # the first is the published spelling
+# the first is the published spelling, the last two are those of copies
+IMAGE_FOLDERS = ("Flicker8k_Dataset", "Flickr8k_Dataset", "images", "Images")
+
+PUBLISHED: dict[Split, int] = {"train": 30_000, "dev": 5_000, "test": 5_000}
+"""Recordings in each split, as published."""
+PUBLISHED_IMAGES = 8_000
+"""Images in all splits, as published: 6,000, 1,000 and 1,000."""
 
 _SPLIT_LISTS: dict[Split, str] = {split: f"Flickr_8k.{split}Images.txt" for split in SPLITS}
 _TEXT_FILES = ("wav2capt.txt", "wav2spk.txt", "Flickr8k.token.txt", *_SPLIT_LISTS.values())
@@ -23,7 +29,8 @@ def prepare(folder: Path) -> Prepared:
     """Make a manifest of Flickr8k Audio Captions with the published splits.
 
     The files may lie in the folder itself or one level below, as in the archives' own folders `flickr_audio` and
-    `Flickr8k_text`. What is in no split or has no recording is left out and counted in the notes.
+    `Flickr8k_text`. What is in no split or has no recording is left out and counted in the notes; numbers of recordings
+    or images other than the published ones are a warning.
 
     Args:
         folder: of the corpus.
@@ -92,9 +99,20 @@ def prepare(folder: Path) -> Prepared:
         "recordings of images in no split": sum(image not in split_of for _, image, _ in listed),
         "wav files that wav2capt.txt does not list": len(wav_files - {wav for wav, _, _ in listed}),
     }
-    return Prepared(
-        manifest, [manifest.summary(), *(f"left out: {count:,} {what}" for what, count in left_out.items() if count)]
-    )
+    notes = [manifest.summary(), *(f"left out: {count:,} {what}" for what, count in left_out.items() if count)]
+    return Prepared(manifest, notes, _count_warnings(manifest))
+
+
+def _count_warnings(manifest: Manifest) -> list[str]:
+    here, images = {split: len(manifest.of(split)) for split in SPLITS}, len(manifest.images())
+    if (here, images) == (PUBLISHED, PUBLISHED_IMAGES):
+        return []
+    published = f"{sum(PUBLISHED.values()):,} recordings of {PUBLISHED_IMAGES:,} images ({_listed(PUBLISHED)})"
+    return [f"Flickr8k Audio has {published}; here are {sum(here.values()):,} of {images:,} ({_listed(here)})"]
+
+
+def _listed(counts: Mapping[Split, int]) -> str:
+    return ", ".join(f"{split} {counts[split]:,}" for split in SPLITS)
 
 
 def _find_parts(folder: Path) -> tuple[dict[str, Path], Path, Path]:

@@ -3,15 +3,22 @@
 JSON Lines. The first line is a header, `{"saysee_manifest": 1, "split_by": "image"}`; each further line is one
 `SpokenCaption` with exactly its attributes as keys. Paths in the file are relative to the manifest's folder, with `/`,
 when they lie below it, so that a corpus can be moved as a whole; else they are absolute. In memory all are absolute.
+
+A manifest that was read stays on disk: it is mapped, and a record is parsed when it is asked for. That takes nine bytes
+of memory a record, where 600,000 records as objects would take most of a gigabyte.
 """
 
 import json
+import mmap
 import os
 import reprlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, overload
+
+import numpy as np
+from numpy.typing import NDArray
 
 from saysee.errors import SayseeError
 from saysee.files import write_text
@@ -23,6 +30,7 @@ SplitBy = Literal["image", "speaker", "recording"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 SPLIT_BY: tuple[SplitBy, ...] = get_args(SplitBy)
 
+_MARK = b"\xef\xbb\xbf"
 _HEADER = ("saysee_manifest", "split_by")
 _NULLABLE = ("text", "speaker", "language")
 _COLUMNS = ("id", "audio", "image_id", "image", *_NULLABLE, "split")
@@ -71,6 +79,51 @@ class SpokenCaption:
     split: Split
 
 
+class CaptionFile(Sequence[SpokenCaption]):
+    """Records of a manifest file, in its order, each parsed when it is asked for.
+
+    Equal to any sequence of equal captions. The file may be replaced meanwhile (by a rename, as `write_manifest` does):
+    what was read stays.
+
+    Args:
+        content: the mapped file.
+        folder: where relative paths start.
+        starts: (n,) where each record's line starts, in bytes.
+        splits: (n,) the position of each record's split in SPLITS.
+    """
+
+    def __init__(self, content: mmap.mmap, folder: Path, starts: NDArray[np.int64], splits: NDArray[np.uint8]) -> None:
+        self._content = content
+        self._folder = folder
+        self._starts = starts
+        self._splits = splits
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    @overload
+    def __getitem__(self, index: int) -> SpokenCaption: ...
+    @overload
+    def __getitem__(self, index: slice) -> "CaptionFile": ...
+    def __getitem__(self, index: int | slice) -> "SpokenCaption | CaptionFile":
+        """Return one record, or those of a slice."""
+        if isinstance(index, slice):
+            return CaptionFile(self._content, self._folder, self._starts[index], self._splits[index])
+        return _caption(json.loads(_line_at(self._content, int(self._starts[index]))), self._folder)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence) or isinstance(other, str):
+            return NotImplemented
+        return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def of(self, *splits: Split) -> "CaptionFile":
+        """Return the records of one or several splits."""
+        chosen = np.flatnonzero(np.isin(self._splits, [SPLITS.index(split) for split in splits]))
+        return CaptionFile(self._content, self._folder, self._starts[chosen], self._splits[chosen])
+
+
 @dataclass(frozen=True)
 class Manifest:
     """A corpus, divided.
@@ -83,11 +136,13 @@ class Manifest:
     """
 
     split_by: SplitBy
-    captions: tuple[SpokenCaption, ...]
+    captions: Sequence[SpokenCaption]
 
-    def of(self, split: Split) -> tuple[SpokenCaption, ...]:
-        """Return the captions of one split, in order."""
-        return tuple(caption for caption in self.captions if caption.split == split)
+    def of(self, *splits: Split) -> Sequence[SpokenCaption]:
+        """Return the captions of one or several splits, in the order of the file."""
+        if isinstance(self.captions, CaptionFile):
+            return self.captions.of(*splits)
+        return tuple(caption for caption in self.captions if caption.split in splits)
 
     def images(self, split: Split | None = None) -> dict[str, Path]:
         """Return image_id -> path of the images (of one split: its gallery), in the order of first appearance."""
@@ -110,10 +165,12 @@ class Prepared:
     Attributes:
         manifest: made from the corpus; `saysee.data.validate` has not seen it yet.
         notes: what was counted and what was left out, one line each, to be printed.
+        warnings: what a user should look into before trusting a result, one line each.
     """
 
     manifest: Manifest
     notes: list[str]
+    warnings: list[str] = field(default_factory=list)
 
 
 def read_utf8(path: Path) -> str:
@@ -159,22 +216,28 @@ def read_manifest(path: Path) -> Manifest:
         ManifestError: with all faults that were found: no such file, not UTF-8, a bad header, a newer format version,
             invalid JSON, an unknown or missing column, a value of the wrong type, an unknown split.
     """
-    first, *lines = read_utf8(path).split("\n")
-    try:
-        header = parse_json(first)
-    except ValueError:
-        header = None
-    faults = [f"line 1: {fault}" for fault in _header_faults(header)]
-    if isinstance(header, dict) and _is_newer(header.get("saysee_manifest")):
-        # a newer format may have other columns: a fault for every record would hide the one that matters
-        raise ManifestError(str(path), faults)
+    content = _mapped(path)
     folder = path.parent.resolve()
-    captions = []
-    for number, line in enumerate(lines, start=2):
+    starts: list[NDArray[np.int64]] = []
+    splits: list[NDArray[np.uint8]] = []
+    chunk_starts: list[int] = []
+    chunk_splits: list[int] = []
+    split_by: SplitBy = "image"
+    faults: list[str] = []
+    for number, (start, line) in enumerate(_lines(content), start=1):
+        if number == 1:
+            header = _parsed_header(line)
+            faults += [f"line 1: {fault}" for fault in _header_faults(header)]
+            if isinstance(header, dict) and _is_newer(header.get("saysee_manifest")):
+                # a newer format may have other columns: a fault for every record would hide the one that matters
+                raise ManifestError(str(path), faults)
+            if not faults:
+                split_by = header["split_by"]
+            continue
         if not line.strip():
             continue
         try:
-            record = parse_json(line)
+            record = parse_json(_decoded(line))
         except ValueError as error:
             faults.append(f"line {number}: {error}")
             continue
@@ -182,12 +245,18 @@ def read_manifest(path: Path) -> Manifest:
             id_ = record.get("id") if isinstance(record, dict) else None
             name = f" ({id_!r})" if isinstance(id_, str) else ""
             faults += [f"line {number}{name}: {fault}" for fault in record_faults]
-        else:
-            paths = {name: _absolute(folder, record[name]) for name in ("audio", "image")}
-            captions.append(SpokenCaption(**{**record, **paths}))
+            continue
+        chunk_starts.append(start)
+        chunk_splits.append(SPLITS.index(record["split"]))
+        if len(chunk_starts) == 1 << 16:  # numbers in a list take four times the memory
+            starts.append(np.array(chunk_starts))
+            splits.append(np.array(chunk_splits, dtype=np.uint8))
+            chunk_starts, chunk_splits = [], []
     if faults:
         raise ManifestError(str(path), faults)
-    return Manifest(header["split_by"], tuple(captions))
+    starts.append(np.array(chunk_starts, dtype=np.int64))
+    splits.append(np.array(chunk_splits, dtype=np.uint8))
+    return Manifest(split_by, CaptionFile(content, folder, np.concatenate(starts), np.concatenate(splits)))
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
@@ -206,6 +275,49 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
             record[name] = file.relative_to(folder).as_posix() if file.is_relative_to(folder) else str(file)
         lines.append(_line(record))
     write_text(path, "\n".join(lines) + "\n")
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    try:
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                raise ManifestError(str(path), [f"line 1: {_header_faults(None)[0]}"])
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise ManifestError(str(path), [f"it cannot be read ({error.strerror}); give a file that is there"]) from None
+
+
+def _lines(content: mmap.mmap) -> Iterator[tuple[int, bytes]]:
+    """Give the start and the bytes of every line; a byte order mark at the start is passed over."""
+    start = len(_MARK) if content[: len(_MARK)] == _MARK else 0
+    while start < len(content):
+        line = _line_at(content, start)
+        yield start, line
+        start += len(line) + 1
+
+
+def _line_at(content: mmap.mmap, start: int) -> bytes:
+    # found and sliced, not read: several threads ask one map for its lines
+    end = content.find(b"\n", start)
+    return content[start : len(content) if end < 0 else end]
+
+
+def _decoded(line: bytes) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"byte 0x{line[error.start]:02x} is not UTF-8; save the file as UTF-8") from None
+
+
+def _parsed_header(line: bytes) -> Any:
+    try:
+        return parse_json(_decoded(line))
+    except ValueError:
+        return None
+
+
+def _caption(record: dict[str, Any], folder: Path) -> SpokenCaption:
+    return SpokenCaption(**{**record, **{name: _absolute(folder, record[name]) for name in ("audio", "image")}})
 
 
 def _line(record: dict[str, Any]) -> str:

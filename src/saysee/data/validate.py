@@ -5,15 +5,19 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from saysee.data.manifest import SPLITS, Manifest, Split, SpokenCaption
 from saysee.errors import AudioError, ImageError
 from saysee.features.audio import AudioLimits, load_waveform
 from saysee.features.image import load_image
+from saysee.files import hash64
 
 # ours: a shorter recording holds no word, and the longest known spoken caption (Flickr8k's) takes 323 s
 RECORDING_LIMITS = AudioLimits(min_seconds=0.1, max_seconds=600.0)
@@ -46,19 +50,23 @@ def validate(manifest: Manifest, *, workers: int = 2, progress: bool = False) ->
     return structural_faults(manifest) + file_faults(manifest, workers=workers, progress=progress)
 
 
-def structural_faults(manifest: Manifest) -> list[Fault]:
+def structural_faults(manifest: Manifest, needed: Sequence[Split] = SPLITS) -> list[Fault]:
     """Return the faults that can be seen without opening a file.
 
     They are: an id that stands twice, one image_id with two files, a split without captions, one recording in two
     splits, and what `split_by` forbids: an image (by its id, or the same file under two ids) or a speaker in two
     splits, or a caption without a speaker.
+
+    Args:
+        manifest: to be checked.
+        needed: splits that must not be empty. A corpus that is only tested on may have nothing else.
     """
-    captions = manifest.captions
+    captions = _suspects(manifest)
     faults = _repeated_ids(captions) + _images_with_two_files(captions)
     faults += [
-        Fault(None, f"no caption is in {split}; give the manifest all of {', '.join(SPLITS)}")
-        for split in SPLITS
-        if not manifest.of(split)
+        Fault(None, f"no caption is in {split}; give the manifest all of {', '.join(needed)}")
+        for split in needed
+        if len(manifest.of(split)) == 0
     ]
     faults += _in_two_splits(captions, lambda c: c.audio, "the recording", "one file belongs to one split")
     if manifest.split_by == "image":
@@ -76,6 +84,46 @@ def structural_faults(manifest: Manifest) -> list[Fault]:
         named = [c for c in captions if c.speaker]
         faults += _in_two_splits(named, lambda c: c.speaker, "speaker", "split_by speaker puts a speaker in one split")
     return faults
+
+
+def _suspects(manifest: Manifest) -> list[SpokenCaption]:
+    """Return the captions that a fault can be about, each with all the others of its group, in order.
+
+    The checks compare records with each other, and half a million of them are too many to hold. So each is first
+    reduced to 64-bit hashes of its values; only where these show a group that is not as it should be are its records
+    looked at. A chance collision of hashes costs a look and makes no fault.
+    """
+    captions = manifest.captions
+    names = ("id", "audio", "image_id", "image", "speaker")
+    table = np.empty((len(captions), len(names) + 1), dtype=np.uint64)
+    for row, caption in zip(table, captions, strict=True):
+        row[:-1] = [hash64(str(getattr(caption, name) or "")) for name in names]
+        row[-1] = SPLITS.index(caption.split)
+    column = {name: table[:, number] for number, name in enumerate((*names, "split"))}
+    groups = {"id": None, "audio": "split", "image_id": "image"}  # what must be the same within a group
+    if manifest.split_by == "speaker":
+        groups["speaker"] = "split"
+    suspect = np.zeros(len(captions), dtype=bool)
+    for name, same in groups.items():
+        suspect |= _in_mixed_group(column[name], column[same] if same else np.arange(len(captions), dtype=np.uint64))
+    if manifest.split_by == "image":
+        suspect |= _in_mixed_group(column["image_id"], column["split"])
+        suspect |= _in_mixed_group(column["image"], column["split"])
+    if manifest.split_by == "speaker":
+        suspect |= column["speaker"] == hash64("")
+    return [captions[int(index)] for index in np.flatnonzero(suspect)]
+
+
+def _in_mixed_group(key: NDArray[np.uint64], value: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Say which rows belong to a group of equal keys whose values differ."""
+    order = np.argsort(key, kind="stable")
+    starts = np.flatnonzero(np.r_[True, key[order][1:] != key[order][:-1]][: len(key)])
+    if len(starts) == 0:
+        return np.zeros(0, dtype=bool)
+    mixed = np.minimum.reduceat(value[order], starts) != np.maximum.reduceat(value[order], starts)
+    result = np.empty(len(key), dtype=bool)
+    result[order] = np.repeat(mixed, np.diff(np.r_[starts, len(key)]))
+    return result
 
 
 def file_faults(manifest: Manifest, *, workers: int = 2, progress: bool = False) -> list[Fault]:
