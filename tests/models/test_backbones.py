@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import make_encoder_weights
 from saysee.config import ImageBackboneConfig, SpeechBackboneConfig
+from saysee.data.collate import Batch, pad_speech
 from saysee.errors import SayseeError
 from saysee.models.backbones import (
     FrozenBackbone,
@@ -51,7 +52,7 @@ def test_training_the_model_around_it_leaves_every_submodule_in_eval_mode_and_wi
     assert set(model.backbone.state_dict()) == {"encoder.0.weight", "encoder.0.bias"}
 
 
-def test_bundled_encoders_are_frozen_and_give_tensors_that_trainable_parts_can_consume(
+def test_what_encoders_give_is_free_of_autograd_and_can_be_trained_on_once_it_is_in_a_batch(
     bundled_backbones: list[FrozenBackbone],
 ) -> None:
     speech, image = bundled_backbones
@@ -59,11 +60,26 @@ def test_bundled_encoders_are_frozen_and_give_tensors_that_trainable_parts_can_c
     assert isinstance(image, ImageBackbone)
     hidden, _ = speech([speech.prepare(np.zeros(8000, np.float32))])
     tokens = image(image.prepare(Image.new("RGB", (30, 20)))[None])
-    for output in (hidden, tokens):
-        weight = nn.Parameter(torch.ones(output.shape[-1]))
-        (output * weight).sum().backward()  # an inference tensor would raise here
+    assert hidden.is_inference()
+    assert tokens.is_inference()
+    # as live features reach training: collate copies, and autograd takes no inference tensor
+    batch = Batch(("a",), *pad_speech([hidden[0]]), torch.stack([tokens[0]]), torch.zeros(1)).to(torch.device("cpu"))
+    for features in (batch.speech, batch.image_tokens):
+        weight = nn.Parameter(torch.ones(features.shape[-1]))
+        torch.autograd.backward((features * weight).sum())
         assert weight.grad is not None
-        assert not output.requires_grad
+        assert not features.requires_grad
+
+
+def test_the_bundled_encoders_are_those_that_saved_models_were_trained_on(
+    bundled_backbones: list[FrozenBackbone],
+) -> None:
+    """Fingerprints as of 0.1.0: they stand in model folders and name the features in people's caches."""
+    assert [backbone.fingerprint for backbone in bundled_backbones] == [
+        "463228f4782d58180c5667acf16d70e7dcdbb2d3bc67f59e9fca9bef714d3398",
+        "150da56590833475e8b36491d973fb5229b09e5ca8b7ceb359e77ab407998b56",
+    ]
+    assert [backbone.revision for backbone in bundled_backbones] == [None, None]
 
 
 def test_fingerprint_is_of_settings_and_bytes() -> None:

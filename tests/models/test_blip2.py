@@ -8,60 +8,14 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from transformers import (
-    Blip2Config,
-    Blip2ForConditionalGeneration,
-    Blip2ForImageTextRetrieval,
-    Blip2QFormerConfig,
-    Blip2VisionConfig,
-    OPTConfig,
-)
+from torch import Tensor
+from transformers import Blip2ForConditionalGeneration, Blip2ForImageTextRetrieval
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
+from checkpoints import write_blip2
 from saysee.config import ImageBackboneConfig
 from saysee.errors import SayseeError
 from saysee.models.backbones import load_image_backbone
-
-
-def randomise(module: nn.Module) -> None:
-    """Weights as large as trained ones; transformers starts the queries, say, at zero."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            values = torch.randn(parameter.shape, generator=generator)
-            if parameter.dim() > 1:
-                parameter.copy_(1.0 / parameter[0].numel() ** 0.5 * values)
-            else:  # ones of a norm, zeros of a bias
-                parameter.add_(0.3 * values)
-
-
-def small(text_in_qformer: bool) -> Blip2Config:
-    return Blip2Config(
-        vision_config=Blip2VisionConfig(
-            hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, image_size=56
-        ).to_dict(),
-        qformer_config=Blip2QFormerConfig(
-            hidden_size=24,
-            intermediate_size=40,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            vocab_size=20,
-            max_position_embeddings=8,
-            use_qformer_text_input=text_in_qformer,
-        ).to_dict(),
-        text_config=OPTConfig(
-            vocab_size=20,
-            hidden_size=16,
-            word_embed_proj_dim=16,
-            num_hidden_layers=1,
-            ffn_dim=16,
-            num_attention_heads=2,
-            max_position_embeddings=8,
-        ).to_dict(),
-        num_query_tokens=5,
-    )
-
 
 Published = tuple[Path, Blip2ForConditionalGeneration | Blip2ForImageTextRetrieval]
 
@@ -71,9 +25,7 @@ def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     """A small random checkpoint in each of the two published layouts."""
     folder = tmp_path_factory.mktemp("blip2")
     retrieval = request.param.startswith("retrieval")
-    model = (Blip2ForImageTextRetrieval if retrieval else Blip2ForConditionalGeneration)(small(retrieval)).eval()
-    randomise(model)
-    model.save_pretrained(folder, max_shard_size="60KB" if retrieval else "1GB")
+    model = write_blip2(folder, "retrieval" if retrieval else "generation")
     assert (folder / "model.safetensors.index.json").exists() is retrieval
     return folder, model
 

@@ -127,6 +127,13 @@ def test_a_folder_must_hold_one_file_that_says_what_it_is(tmp_path: Path, bundle
     )
     assert load_image_backbone(config).fingerprint == bundled.fingerprint
 
+    renamed = {name.replace("head.weight", "head.weights"): tensor for name, tensor in state.items()}
+    make_encoder_weights.write(
+        tmp_path / "efficientnet-lite0.safetensors", renamed, {"architecture": "efficientnet-lite0"}
+    )
+    with pytest.raises(SayseeError, match=r"missing: head\.weight; unexpected: head\.weights"):
+        load_image_backbone(config)
+
     make_encoder_weights.write(
         tmp_path / "efficientnet-lite0.safetensors", state, {"architecture": "efficientnet-lite2"}
     )

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import HubertConfig, HubertForCTC, HubertModel, Wav2Vec2FeatureExtractor
+from transformers import HubertForCTC, HubertModel, Wav2Vec2FeatureExtractor
 
+from checkpoints import write_hubert
 from saysee.config import SpeechBackboneConfig
 from saysee.errors import SayseeError
 from saysee.models.backbones import SpeechBackbone, load_speech_backbone
@@ -26,44 +27,11 @@ def noise(samples: int, seed: int = 0) -> NDArray[np.float32]:
     return (0.1 * rng.standard_normal(samples) * envelope + 0.02).astype(np.float32)
 
 
-def randomise(module: nn.Module) -> None:
-    """Weights as large as trained ones, so that every layer matters."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            values = torch.randn(parameter.shape, generator=generator)
-            if parameter.dim() > 1:
-                parameter.copy_(1.0 / parameter[0].numel() ** 0.5 * values)
-            else:  # ones of a norm, zeros of a bias
-                parameter.add_(0.3 * values)
-
-
-def small(style: str) -> HubertConfig:
-    large = style == "large"
-    return HubertConfig(
-        hidden_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        intermediate_size=48,
-        conv_dim=(16,) * 7,
-        num_conv_pos_embeddings=16,
-        num_conv_pos_embedding_groups=4,
-        vocab_size=5,
-        feat_extract_norm="layer" if large else "group",
-        do_stable_layer_norm=large,
-        conv_bias=large,
-    )
-
-
 @pytest.fixture(scope="module", params=STYLES)
 def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, HubertModel]:
     """A small random checkpoint in the published layout."""
     folder = tmp_path_factory.mktemp(request.param)
-    model = HubertModel(small(request.param)).eval()
-    randomise(model)
-    model.save_pretrained(folder)
-    Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(folder)
-    return folder, model
+    return folder, write_hubert(folder, request.param)
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +165,10 @@ def test_a_head_on_top_and_the_old_names_of_the_weight_norm_are_read(
     save_file(tensors, tmp_path / "model.safetensors")
     assert load_speech_backbone(config).fingerprint == backbone.fingerprint
 
-    del tensors["hubert.encoder.layers.2.attention.q_proj.bias"]
+    tensors["hubert.encoder.layers.2.attention.q_proj.bais"] = tensors.pop(
+        "hubert.encoder.layers.2.attention.q_proj.bias"
+    )
     save_file(tensors, tmp_path / "model.safetensors")
-    with pytest.raises(SayseeError, match=r"missing: encoder\.layers\.2\.attention\.q_proj\.bias"):
+    layer = r"encoder\.layers\.2\.attention\.q_proj"
+    with pytest.raises(SayseeError, match=rf"missing: {layer}\.bias; unexpected: {layer}\.bais"):
         load_speech_backbone(config)

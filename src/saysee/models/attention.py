@@ -3,11 +3,15 @@
 Shapes: B batch, T queries, S keys, H width, N heads, d = H / N.
 """
 
-from typing import cast
+from collections.abc import Callable
+from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+T = TypeVar("T")
 
 
 class Attention(nn.Module):
@@ -72,6 +76,17 @@ class Dropout(nn.Module):
         numbers.random_(torch.iinfo(torch.int64).min, None)
         kept = numbers.view(torch.uint8)[: x.numel()].view(x.shape) >= self.dropped
         return x * (kept.to(x.dtype) * (256 / (256 - self.dropped)))
+
+
+def compute(module: nn.Module, function: Callable[..., T], *arguments: Tensor | bool, again: bool) -> T:
+    """Call a part of `module`; with `again`, in training, keep only its arguments and compute it anew for the gradient.
+
+    Activation checkpointing [Chen et al. 2016, arXiv 1604.06174]. Value and gradient stay the same, those of dropout
+    too: the state of torch's random numbers is put back for the second computation.
+    """
+    if not (again and module.training):
+        return function(*arguments)
+    return cast(T, checkpoint(function, *arguments, use_reentrant=False))
 
 
 class FeedForward(nn.Sequential):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from saysee.config import ModelConfig
-from saysee.models.attention import Attention, Dropout, FeedForward
+from saysee.models.attention import Attention, Dropout, FeedForward, compute
 
 
 class PreparedSpeech(NamedTuple):
@@ -80,9 +80,20 @@ class MultimodalLayer(nn.Module):
         x = x + self.dropout(self.cross_attention.attend(queries, keys, values))
         return cast(Tensor, x + self.feedforward(self.feedforward_norm(x)))
 
+    def forward(self, x: Tensor, mask: Tensor, keys: Tensor, values: Tensor, only_cls: bool) -> Tensor:
+        """Compute the whole layer for states (M, T, H); see its parts."""
+        x = self.attend_to_speech(x, mask, only_cls)
+        return self.attend_to_image(x, self.ask(x), keys, values)
+
 
 class MultimodalEncoder(nn.Module):
-    """The fine stage's scorer: it says whether a recording speaks of a picture."""
+    """The fine stage's scorer: it says whether a recording speaks of a picture.
+
+    Attributes:
+        activation_checkpointing: whether the layers are computed again in the backward pass, see `compute`.
+    """
+
+    activation_checkpointing = False
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -93,7 +104,8 @@ class MultimodalEncoder(nn.Module):
     def prepare_speech(self, speech_hidden: Tensor, speech_mask: Tensor) -> PreparedSpeech:
         """Compute what no picture changes, for `speech_hidden` (S, T, H) and its mask (S, T)."""
         first: MultimodalLayer = self.layers[0]  # type: ignore[assignment]
-        states = first.attend_to_speech(speech_hidden, speech_mask, only_cls=len(self.layers) == 1)
+        again, only_cls = self.activation_checkpointing, len(self.layers) == 1
+        states = compute(first, first.attend_to_speech, speech_hidden, speech_mask, only_cls, again=again)
         return PreparedSpeech(states, first.ask(states), speech_mask)
 
     def prepare_images(self, image_hidden: Tensor) -> PreparedImages:
@@ -107,12 +119,13 @@ class MultimodalEncoder(nn.Module):
             `match_logit` (M,), float32: the log-odds of matched, which is the difference of the head's two logits.
         """
         x, queries, mask = speech
+        again, last = self.activation_checkpointing, len(self.layers) - 1
         for number, (layer, (keys, values)) in enumerate(zip(self.layers, images.keys_values, strict=True)):
             assert isinstance(layer, MultimodalLayer)
-            if number > 0:
-                x = layer.attend_to_speech(x, mask, only_cls=number == len(self.layers) - 1)
-                queries = layer.ask(x)
-            x = layer.attend_to_image(x, queries, keys, values)
+            if number == 0:
+                x = compute(layer, layer.attend_to_image, x, queries, keys, values, again=again)
+            else:
+                x = compute(layer, layer, x, mask, keys, values, number == last, again=again)
         not_matched, matched = self.head(self.output_norm(x[:, 0])).float().unbind(-1)
         return torch.sub(matched, not_matched)
 

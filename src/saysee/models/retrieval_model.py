@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +22,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from saysee.config import Config
+from saysee.config import Config, ImageBackboneConfig, SpeechBackboneConfig
 from saysee.errors import SayseeError
 from saysee.features.audio import as_waveform, load_waveform
 from saysee.features.image import as_rgb, load_image
@@ -63,7 +63,9 @@ class SpeechImageModel(nn.Module):
         self.image_backbone = image_backbone
         sizes = config.model
         self.speech_encoder = SpeechEncoder(sizes, speech_backbone.dim, speech_backbone.num_layers)
-        self.image_encoder = ImageEncoder(sizes, image_backbone.dim, image_backbone.pooled_first)
+        self.image_encoder = ImageEncoder(
+            sizes, image_backbone.dim, image_backbone.pooled_first, matching=config.loss.matching
+        )
         self.multimodal_encoder = MultimodalEncoder(sizes) if config.loss.matching else None
         self.temperature = nn.Parameter(torch.tensor(sizes.initial_temperature), requires_grad=sizes.learn_temperature)
 
@@ -91,7 +93,8 @@ class SpeechImageModel(nn.Module):
         with _evaluating(self):
             for batch in _batches(recordings, batch_size):
                 prepared = [self.speech_backbone.prepare(_waveform(recording)) for recording in batch]
-                parts.append(self.speech_encoder(*self.speech_backbone(prepared)))
+                hidden_states, mask = self.speech_backbone(prepared)
+                parts.append(self.speech_encoder(hidden_states.float(), mask))
         return concatenate_speech(parts)
 
     @torch.inference_mode()
@@ -108,7 +111,7 @@ class SpeechImageModel(nn.Module):
         with _evaluating(self):
             for batch in _batches(pictures, batch_size):
                 pixels = [self.image_backbone.prepare(_image(picture)) for picture in batch]
-                parts.append(self.image_encoder(self.image_backbone(torch.stack(pixels).to(self.device))))
+                parts.append(self.image_encoder(self.image_backbone(torch.stack(pixels)).float()))
         return ImageEncoding(*(torch.cat(field) for field in zip(*parts, strict=True)))
 
     @torch.inference_mode()
@@ -149,6 +152,15 @@ class SpeechImageModel(nn.Module):
             )
         return self.multimodal_encoder
 
+    def use_activation_checkpointing(self, on: bool) -> None:
+        """Keep less for the backward pass of training, and compute the Transformer layers a second time there.
+
+        Losses and gradients stay the same. The momentum encoder, which takes no gradient, has nothing to keep.
+        """
+        self.speech_encoder.activation_checkpointing = on
+        if self.multimodal_encoder is not None:
+            self.multimodal_encoder.activation_checkpointing = on
+
     def trainable_state(self) -> dict[str, Tensor]:
         """Return the tensors of everything but the backbones, by name."""
         return {name: tensor for name, tensor in self.state_dict().items() if not _is_backbone(name)}
@@ -178,7 +190,7 @@ class SpeechImageModel(nn.Module):
         digest = hashlib.sha256(hash_tensors(self.trainable_state()).encode())
         digest.update(self.speech_backbone.fingerprint.encode())
         digest.update(self.image_backbone.fingerprint.encode())
-        digest.update(json.dumps(self.config.to_dict()["model"], sort_keys=True).encode())
+        digest.update(json.dumps(_in_use(self.config), sort_keys=True).encode())
         return digest.hexdigest()
 
     # ---- folders
@@ -194,6 +206,8 @@ class SpeechImageModel(nn.Module):
             "format_version": FORMAT_VERSION,
             "speech_backbone_fingerprint": self.speech_backbone.fingerprint,
             "image_backbone_fingerprint": self.image_backbone.fingerprint,
+            "speech_backbone_revision": self.speech_backbone.revision,
+            "image_backbone_revision": self.image_backbone.revision,
             **self.config.to_dict(),
         }
         config_text = json.dumps(described, indent=2) + "\n"
@@ -221,9 +235,13 @@ class SpeechImageModel(nn.Module):
         """
         folder = Path(folder)
         saved = read_model_folder(folder)
-        model = cls.from_config(saved.config)
+        sizes, described = saved.config.model, saved.described
+        # where the configuration leaves the revision open, the commit that was the newest when the model was trained
+        speech = replace(sizes.speech_backbone, revision=_revision(sizes.speech_backbone, described, "speech"))
+        image = replace(sizes.image_backbone, revision=_revision(sizes.image_backbone, described, "image"))
+        model = cls(saved.config, load_speech_backbone(speech), load_image_backbone(image))
         for side, backbone in (("speech", model.speech_backbone), ("image", model.image_backbone)):
-            expected = saved.described.get(f"{side}_backbone_fingerprint")
+            expected = described.get(f"{side}_backbone_fingerprint")
             if backbone.fingerprint != expected:
                 raise SayseeError(
                     f"{folder}: the {side} backbone found has fingerprint {backbone.fingerprint[:12]}, the model was "
@@ -307,6 +325,24 @@ def concatenate_speech(parts: Sequence[SpeechEncoding]) -> SpeechEncoding:
 
 def _is_backbone(name: str) -> bool:
     return name.startswith(("speech_backbone.", "image_backbone."))
+
+
+def _in_use(config: Config) -> dict[str, Any]:
+    """Return the model's section without what was added since 0.1.0 and is off, so that older indexes still fit."""
+    model: dict[str, Any] = config.to_dict()["model"]
+    added = {"fixed_mix": None, "precision": "fp32", "image_projection": "learned"}
+    for part in (model, model["speech_backbone"], model["image_backbone"]):
+        for name, off in added.items():
+            if name in part and part[name] == off:
+                del part[name]
+    return model
+
+
+def _revision(
+    config: SpeechBackboneConfig | ImageBackboneConfig, described: Mapping[str, Any], side: str
+) -> str | None:
+    recorded: str | None = described.get(f"{side}_backbone_revision")
+    return recorded if config.revision is None else config.revision
 
 
 def _batches(given: Any, size: int) -> Iterator[Sequence[Any]]:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saysee.config import ModelConfig
-from saysee.models.attention import Attention, Dropout, FeedForward
+from saysee.models.attention import Attention, Dropout, FeedForward, compute
 
 
 class SpeechEncoding(NamedTuple):
@@ -70,7 +70,12 @@ class SpeechEncoder(nn.Module):
     """A learnable [CLS] in front of the mixed layers, a small Transformer, and the projection of its [CLS].
 
     No positions are added: the hidden states of HuBERT (convolutional) and Whisper (sinusoidal) carry their own.
+
+    Attributes:
+        activation_checkpointing: whether the layers are computed again in the backward pass, see `compute`.
     """
+
+    activation_checkpointing = False
 
     def __init__(self, config: ModelConfig, backbone_dim: int, backbone_layers: int) -> None:
         super().__init__()
@@ -89,6 +94,6 @@ class SpeechEncoder(nn.Module):
         x = torch.cat([self.cls.to(x.dtype).expand(batch, 1, -1), x], dim=1)
         mask = torch.cat([mask.new_ones(batch, 1), mask], dim=1)
         for layer in self.layers:
-            x = layer(x, mask)
+            x = compute(layer, layer, x, mask, again=self.activation_checkpointing)
         hidden = self.output_norm(x)
         return SpeechEncoding(F.normalize(self.projection(hidden[:, 0]).float(), dim=-1), hidden, mask)

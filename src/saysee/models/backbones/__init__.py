@@ -10,10 +10,10 @@ __all__ = ["FrozenBackbone", "ImageBackbone", "SpeechBackbone", "load_image_back
 
 
 def load_speech_backbone(config: SpeechBackboneConfig) -> SpeechBackbone:
-    """Load a frozen speech encoder, on the CPU and in float32.
+    """Load a frozen speech encoder, on the CPU and in the precision of `config`.
 
     Args:
-        config: its family and checkpoint, which layers are kept, pooling, and where a recording is cut.
+        config: its family and checkpoint, which layers are kept or mixed, pooling, and where a recording is cut.
 
     Raises:
         SayseeError: the checkpoint cannot be had or does not fit its family; the message names the first wrong tensor.
@@ -28,7 +28,7 @@ def load_speech_backbone(config: SpeechBackboneConfig) -> SpeechBackbone:
 
 
 def load_image_backbone(config: ImageBackboneConfig) -> ImageBackbone:
-    """Load a frozen image encoder, on the CPU and in float32.
+    """Load a frozen image encoder, on the CPU and in the precision of `config`.
 
     Args:
         config: its family and checkpoint, and which tokens are kept.
@@ -40,6 +40,10 @@ def load_image_backbone(config: ImageBackboneConfig) -> ImageBackbone:
         from saysee.models.backbones import blip2
 
         return blip2.load(config)
+    if config.family == "clip":
+        from saysee.models.backbones import clip
+
+        return clip.load(config)
     from saysee.models.backbones import efficientnet
 
     return efficientnet.load(config)

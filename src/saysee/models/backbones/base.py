@@ -17,6 +17,9 @@ from saysee.config import SpeechBackboneConfig
 from saysee.errors import SayseeError
 
 SAMPLE_RATE = 16_000
+# CLIP's mean and standard deviation of red, green and blue, with which BLIP-2 was trained too
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 # Part of every fingerprint: raise it when a change of this package gives other outputs from the same weights.
 _OUTPUT_VERSION = 1
 
@@ -25,12 +28,18 @@ class FrozenBackbone(nn.Module):
     """An encoder whose weights are never trained and which is always in eval mode.
 
     `model.train()` of a model that contains it leaves every submodule in eval mode: dropout, layer drop and SpecAugment
-    of a frozen HuBERT must never come back on.
+    of a frozen HuBERT must never come back on. `forward` runs under inference mode: what comes out must be copied
+    (padded, stacked, stored) before anything that is trained takes it.
+
+    Attributes:
+        revision: the commit of the Hugging Face hub that the weights are of; None for a folder or a bundled file.
 
     Args:
         encoder: the published network; its parameters are frozen here.
         identity: the family, the architecture, and every setting that changes the output; JSON values.
     """
+
+    revision: str | None = None
 
     def __init__(self, encoder: nn.Module, identity: Mapping[str, Any]) -> None:
         super().__init__()
@@ -47,6 +56,11 @@ class FrozenBackbone(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are; `forward` moves its inputs there."""
         return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the weights are and the encoder computes in; `forward` converts its inputs, and its outputs have it."""
+        return next(self.parameters()).dtype
 
     @property
     def fingerprint(self) -> str:
@@ -71,22 +85,23 @@ class SpeechBackbone(FrozenBackbone, ABC):
 
     Attributes:
         dim: D, the width of a hidden state.
-        layers: which hidden states are kept, 0 being the input of the first layer.
-        num_layers: L, how many are kept.
+        layers: which hidden states are used, 0 being the input of the first layer.
+        num_layers: L, how many come out: all that are used, or one, their fixed mix.
         frames_per_second: the rate of the output, after pooling.
         max_samples: a longer recording is cut here.
 
     Args:
         encoder: the published network.
         identity: its family and architecture; what `config` adds is added here.
-        config: which layers are kept, how many frames are pooled, where a recording is cut.
+        config: which layers are kept or mixed, how many frames are pooled, where a recording is cut.
         dim: D.
         depth: how many layers the network has; it has one hidden state more.
         frames_per_second: the network's own rate, before pooling.
         max_seconds: the longest recording the network can take.
 
     Raises:
-        SayseeError: `config.layers` names a layer that the network does not have.
+        SayseeError: `config.layers` names a layer that the network does not have, or `config.fixed_mix` has another
+            number of weights than there are layers.
     """
 
     def __init__(
@@ -108,14 +123,24 @@ class SpeechBackbone(FrozenBackbone, ABC):
                     "Change it in the config."
                 )
         max_seconds = min(max_seconds, config.max_seconds)
-        settings = {"layers": layers, "pool": config.pool, "max_seconds": max_seconds}
+        settings: dict[str, Any] = {"layers": layers, "pool": config.pool, "max_seconds": max_seconds}
+        mix = None
+        if config.fixed_mix is not None:
+            if len(config.fixed_mix) != len(layers):
+                raise SayseeError(
+                    f"SpeechBackboneConfig.fixed_mix has {len(config.fixed_mix)} weights, and {len(layers)} layers of "
+                    f"{config.checkpoint!r} are kept; give one weight for each in the config"
+                )
+            mix = tuple(weight / sum(config.fixed_mix) for weight in config.fixed_mix)
+            settings["fixed_mix"] = mix  # not named without one: its fingerprint is older than the setting
         super().__init__(encoder, {**identity, **settings})
         self.dim = dim
         self.layers = layers
-        self.num_layers = len(layers)
+        self.num_layers = len(layers) if mix is None else 1
         self.frames_per_second = frames_per_second / config.pool
         self.max_samples = int(max_seconds * SAMPLE_RATE)
         self._pool = config.pool
+        self._mix = mix
 
     @abstractmethod
     def prepare(self, waveform: NDArray[np.float32]) -> Tensor:
@@ -133,13 +158,14 @@ class SpeechBackbone(FrozenBackbone, ABC):
             prepared: B results of `prepare`, of any lengths.
 
         Returns:
-            Hidden states (B, L, T, D), exactly zero where there is only padding; `speech_mask` (B, T), True where a
-            frame is real.
+            Hidden states (B, L, T, D) of type `dtype`, exactly zero where there is only padding; `speech_mask` (B, T),
+            True where a frame is real.
         """
 
     def _finish(self, states: Sequence[Tensor], mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep the chosen ones of all hidden states (B, T, D), blank their padding, pool neighbouring frames."""
-        hidden = torch.stack([states[layer] for layer in self.layers], dim=1)
+        """Keep or mix the chosen ones of all hidden states (B, T, D), blank their padding, pool neighbouring frames."""
+        kept = [states[layer] for layer in self.layers]
+        hidden = torch.stack(kept, dim=1) if self._mix is None else mix_layers(kept, self._mix)[:, None]
         return pool_frames(hidden.masked_fill(~mask[:, None, :, None], 0), mask, self._pool)
 
 
@@ -164,7 +190,19 @@ class ImageBackbone(FrozenBackbone, ABC):
 
     @abstractmethod
     def forward(self, pixels: Tensor) -> Tensor:
-        """Encode pixels (B, 3, H, W) to `image_tokens` (B, P, D)."""
+        """Encode pixels (B, 3, H, W) to `image_tokens` (B, P, D) of type `dtype`."""
+
+
+def mix_layers(states: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Layer-norm each of L hidden states (B, T, D), without scale or bias, and take their weighted mean (B, T, D).
+
+    The mix of SpeechCLIP large (arXiv 2210.00705) with weights that are not learnt. The sum is taken in float32, and
+    comes back in the type of the states.
+    """
+    mixed = torch.zeros_like(states[0], dtype=torch.float32)
+    for state, weight in zip(states, weights, strict=True):
+        mixed += weight * F.layer_norm(state.float(), state.shape[-1:])
+    return mixed.to(states[0].dtype)
 
 
 def pool_frames(hidden: Tensor, mask: Tensor, pool: int) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel, Blip2VisionConfig, Blip2VisionModel
 
 from saysee.config import ImageBackboneConfig
-from saysee.models.backbones.base import ImageBackbone, square_pixels
+from saysee.models.backbones.base import CLIP_MEAN, CLIP_STD, ImageBackbone, square_pixels
 from saysee.models.backbones.weights import load_strictly, published
 
 VISION = (
@@ -36,10 +36,6 @@ QFORMER = (
     "cross_attention_frequency",
 )
 """What of BLIP-2's configuration decides the tokens."""
-
-# CLIP's mean and standard deviation of red, green and blue, as BLIP-2 was trained with
-_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class Blip2Encoder(nn.Module):
@@ -99,13 +95,13 @@ class Blip2Backbone(ImageBackbone):
     def prepare(self, image: Image.Image) -> Tensor:
         """Resize the whole RGB picture (bicubic, not cropped) and normalise it as CLIP does."""
         return square_pixels(
-            image, self.image_size, mean=[255 * value for value in _MEAN], std=[255 * value for value in _STD]
+            image, self.image_size, mean=[255 * value for value in CLIP_MEAN], std=[255 * value for value in CLIP_STD]
         )
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def forward(self, pixels: Tensor) -> Tensor:
         """Encode pixels (B, 3, H, W) to `image_tokens` (B, P, D)."""
-        tokens: Tensor = self.encoder(pixels.to(self.device))
+        tokens: Tensor = self.encoder(pixels.to(self.device, self.dtype))
         return tokens
 
 
@@ -123,9 +119,11 @@ def load(config: ImageBackboneConfig) -> Blip2Backbone:
     with torch.device("meta"):
         encoder = Blip2Encoder(vision, qformer if with_queries else None, values.get("num_query_tokens", 32))
     needed = ("vision_model.", "qformer.", "query_tokens") if with_queries else ("vision_model.",)
-    tensors = checkpoint.tensors(lambda name: name.startswith(needed) and not _is_for_text(name))
+    tensors = checkpoint.tensors(lambda name: name.startswith(needed) and not _is_for_text(name), config.precision)
     load_strictly(encoder, tensors, f"the checkpoint {config.checkpoint!r}")
-    return Blip2Backbone(encoder)
+    backbone = Blip2Backbone(encoder)
+    backbone.revision = checkpoint.revision
+    return backbone
 
 
 def _is_for_text(name: str) -> bool:

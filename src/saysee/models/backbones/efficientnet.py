@@ -119,10 +119,10 @@ class EfficientNetBackbone(ImageBackbone):
         """Resize the whole RGB picture, without cropping, and normalise to (x - 127) / 128."""
         return square_pixels(image, self.image_size, mean=[127.0] * 3, std=[128.0] * 3)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def forward(self, pixels: Tensor) -> Tensor:
         """Encode pixels (B, 3, H, W) to `image_tokens` (B, P, 1280), the mean first."""
-        cells = self.encoder(pixels.to(self.device)).flatten(2).transpose(1, 2)
+        cells = self.encoder(pixels.to(self.device, self.dtype)).flatten(2).transpose(1, 2)
         return torch.cat([cells.mean(1, keepdim=True), cells], dim=1)
 
 
@@ -133,7 +133,7 @@ def load(config: ImageBackboneConfig) -> EfficientNetBackbone:
         SayseeError: no such file, or a tensor is missing or of the wrong shape.
     """
     if config.checkpoint == "bundled":
-        description, tensors = bundled(f"{DEFAULT_BUNDLED}.safetensors")
+        description, tensors = bundled(f"{DEFAULT_BUNDLED}.safetensors", config.precision)
     else:
         files = sorted(Path(config.checkpoint).glob("efficientnet-lite*.safetensors"))
         if len(files) != 1:
@@ -141,7 +141,7 @@ def load(config: ImageBackboneConfig) -> EfficientNetBackbone:
                 f"ImageBackboneConfig.checkpoint is {config.checkpoint!r}, which holds {len(files)} files "
                 "efficientnet-lite*.safetensors; give `bundled` or a folder with one, made by make_encoder_weights.py"
             )
-        tensors, description = read_safetensors(files[0]), describe(files[0])
+        tensors, description = read_safetensors(files[0], precision=config.precision), describe(files[0])
     architecture = str(description["architecture"])
     if architecture not in SCALES:
         raise SayseeError(f"the weights are of {architecture!r}; known are {', '.join(SCALES)}: give one of these")

@@ -86,11 +86,11 @@ class HubertBackbone(SpeechBackbone):
             samples = (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
         return torch.from_numpy(at_least(samples, self._shortest))
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def forward(self, prepared: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Encode waveforms; see `SpeechBackbone.forward`."""
         encoder, device = self.encoder.encoder, self.device
-        features = [self.encoder.feature_extractor(one.to(device)[None])[0].T for one in prepared]
+        features = [self.encoder.feature_extractor(one.to(device, self.dtype)[None])[0].T for one in prepared]
         mask = real_frames([len(one) for one in features], device)
         hidden = self.encoder.feature_projection(pad_sequence(features, batch_first=True))
         # the projection's bias makes padding non-zero, and the positional convolution would carry it into real frames
@@ -121,9 +121,12 @@ def load(config: SpeechBackboneConfig) -> HubertBackbone:
             f"saysee has {SAMPLE_RATE}: give another checkpoint"
         )
     encoder = build(architecture)
-    tensors = {_our_name(name): tensor for name, tensor in checkpoint.tensors(_is_needed).items()}
+    tensors = checkpoint.tensors(_is_needed, config.precision)
+    tensors = {_our_name(name): tensor for name, tensor in tensors.items()}
     load_strictly(encoder, tensors, f"the checkpoint {config.checkpoint!r}")
-    return HubertBackbone(encoder, config, normalise=bool(preprocessing.get("do_normalize", True)))
+    backbone = HubertBackbone(encoder, config, normalise=bool(preprocessing.get("do_normalize", True)))
+    backbone.revision = checkpoint.revision
+    return backbone
 
 
 def build(architecture: dict[str, Any]) -> HubertModel:

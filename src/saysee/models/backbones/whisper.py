@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from saysee.config import SpeechBackboneConfig
+from saysee.config import Precision, SpeechBackboneConfig
 from saysee.models.backbones.base import SAMPLE_RATE, SpeechBackbone, at_least, real_frames
-from saysee.models.backbones.weights import Checkpoint, bundled, load_strictly
+from saysee.models.backbones.weights import DTYPES, Checkpoint, bundled, load_strictly
 
 DEFAULT_BUNDLED = "whisper-base"
 ARCHITECTURE = (
@@ -70,13 +70,13 @@ class WhisperBackbone(SpeechBackbone):
         mel: Tensor = features["input_features"][0]
         return mel
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def forward(self, prepared: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Encode log-mel spectrograms; see `SpeechBackbone.forward`."""
         encoder, device = self.encoder, self.device
         mel_lengths = [mel.shape[1] for mel in prepared]
         longest = max(mel_lengths)
-        mel = torch.stack([F.pad(one.to(device), (0, longest - one.shape[1])) for one in prepared])
+        mel = torch.stack([F.pad(one.to(device, self.dtype), (0, longest - one.shape[1])) for one in prepared])
         hidden = F.gelu(encoder.conv1(mel))
         # the first convolution's bias makes padding non-zero, and the second would carry it into the last real frame
         hidden = hidden.masked_fill(~real_frames(mel_lengths, device)[:, None], 0)
@@ -100,16 +100,20 @@ def load(config: SpeechBackboneConfig) -> WhisperBackbone:
     """
     if config.checkpoint == "bundled" or config.checkpoint.startswith("bundled:"):
         name = config.checkpoint.partition(":")[2] or DEFAULT_BUNDLED
-        description, tensors = bundled(f"{name}.safetensors")
+        description, tensors = bundled(f"{name}.safetensors", config.precision)
         architecture = description["architecture"]
-        tensors[POSITIONS] = sinusoids(architecture["max_source_positions"], architecture["d_model"])
+        positions = sinusoids(architecture["max_source_positions"], architecture["d_model"])
+        tensors[POSITIONS] = positions.to(DTYPES[config.precision])
+        revision = None
     else:
-        checkpoint = Checkpoint(config.checkpoint, config.revision)
-        architecture = checkpoint.architecture("whisper")
-        tensors = encoder_tensors(checkpoint)
+        checkpoint = Checkpoint(config.checkpoint, config.revision).pinned()
+        architecture, revision = checkpoint.architecture("whisper"), checkpoint.revision
+        tensors = encoder_tensors(checkpoint, config.precision)
     encoder = build(architecture)
     load_strictly(encoder, tensors, f"the checkpoint {config.checkpoint!r}")
-    return WhisperBackbone(encoder, config)
+    backbone = WhisperBackbone(encoder, config)
+    backbone.revision = revision
+    return backbone
 
 
 def build(architecture: dict[str, Any]) -> WhisperEncoder:
@@ -119,10 +123,10 @@ def build(architecture: dict[str, Any]) -> WhisperEncoder:
         return WhisperEncoder(WhisperConfig(**values, attn_implementation="sdpa"))
 
 
-def encoder_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
+def encoder_tensors(checkpoint: Checkpoint, precision: Precision = "fp32") -> dict[str, Tensor]:
     """Read the encoder of a whole Whisper checkpoint, by the names that it has in transformers' `WhisperEncoder`."""
     # `model.encoder.` with a language-model head on top (as published), `encoder.` without
-    tensors = checkpoint.tensors(lambda name: name.removeprefix("model.").startswith("encoder."))
+    tensors = checkpoint.tensors(lambda name: name.removeprefix("model.").startswith("encoder."), precision)
     return {name.removeprefix("model.").removeprefix("encoder."): tensor for name, tensor in tensors.items()}
 
 
