@@ -213,3 +213,19 @@ def test_target_rows_sum_to_one_and_never_fall_on_an_excluded_column(same_image:
 def test_alpha_ramps_linearly_from_zero() -> None:
     assert [distillation_alpha(0.4, step, 4) for step in range(6)] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.4])
     assert distillation_alpha(0.4, 0, 0) == 0.4
+
+
+@pytest.mark.parametrize("same_image", ["positives", "excluded"])
+def test_a_part_of_the_queries_costs_what_it_costs_within_the_whole(same_image: SameImage) -> None:
+    """As a process has it that holds the rows from 2 on: `first` says where its own keys begin."""
+    speech, image = (unit(5, 4, torch.float32, seed) for seed in (0, 1))
+    key_id = torch.tensor([0, 1, 0, 2, 2, 9, 1])
+    keys = Keys(unit(7, 4, torch.float32, 2), unit(7, 4, torch.float32, 3), key_id)
+    ids = keys.image_id[:5]
+    temperature = torch.tensor(0.1)
+    whole = sic_loss(speech, image, ids, keys, temperature, same_image=same_image)
+    parts = [
+        sic_loss(speech[a:b], image[a:b], ids[a:b], keys, temperature, first=a, same_image=same_image) * (b - a)
+        for a, b in ((0, 2), (2, 5))
+    ]
+    torch.testing.assert_close(torch.stack(parts).sum() / 5, whole)

@@ -4,8 +4,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from torch import Tensor
 
 from saysee.losses.hard_negatives import draw_negatives
+
+
+def uniform(count: int) -> Tensor:
+    return torch.rand(count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
 @settings(max_examples=200, deadline=None)
@@ -14,12 +19,15 @@ from saysee.losses.hard_negatives import draw_negatives
     scale=st.sampled_from([0.0, 1.0, 1e3]),
     hard=st.booleans(),
     seed=st.integers(0, 2**31),
+    number=st.floats(0, 1, exclude_max=True) | st.just(1 - 2**-53),
 )
-def test_a_drawn_negative_shows_another_image(same: object, scale: float, hard: bool, seed: int) -> None:
+def test_a_drawn_negative_shows_another_image(same: object, scale: float, hard: bool, seed: int, number: float) -> None:
     same_image = torch.as_tensor(same)
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(same_image.shape, generator=generator) * scale
-    column, valid = draw_negatives(logits, same_image, "hard" if hard else "random", generator)
+    draws = torch.rand(len(logits), generator=generator, dtype=torch.float64)
+    draws[0] = number
+    column, valid = draw_negatives(logits, same_image, "hard" if hard else "random", draws)
     assert torch.equal(valid, ~same_image.all(1))
     drawn_same = same_image.gather(1, column[:, None]).squeeze(1)
     assert not (drawn_same & valid).any()
@@ -30,9 +38,7 @@ def test_hard_draws_follow_the_softmax_over_valid_candidates() -> None:
     logits = torch.tensor([[0.0, 1.0, 2.0, 3.0]])
     same = torch.tensor([[False, False, False, True]])
     draws = 100_000
-    column, _ = draw_negatives(
-        logits.expand(draws, -1), same.expand(draws, -1), "hard", torch.Generator().manual_seed(0)
-    )
+    column, _ = draw_negatives(logits.expand(draws, -1), same.expand(draws, -1), "hard", uniform(draws))
     frequency = torch.bincount(column, minlength=4) / draws
     probability = torch.cat([logits[0, :3].softmax(0), torch.zeros(1)])
     deviation = (probability * (1 - probability) / draws).sqrt()
@@ -43,9 +49,7 @@ def test_random_draws_do_not_care_for_the_similarity() -> None:
     logits = torch.tensor([[50.0, 0.0, 0.0, 0.0]])
     same = torch.tensor([[False, False, True, False]])
     draws = 30_000
-    column, _ = draw_negatives(
-        logits.expand(draws, -1), same.expand(draws, -1), "random", torch.Generator().manual_seed(0)
-    )
+    column, _ = draw_negatives(logits.expand(draws, -1), same.expand(draws, -1), "random", uniform(draws))
     frequency = torch.bincount(column, minlength=4) / draws
     assert (abs(frequency - torch.tensor([1, 1, 0, 1]) / 3) < 0.015).all()
 
@@ -53,6 +57,17 @@ def test_random_draws_do_not_care_for_the_similarity() -> None:
 def test_an_overwhelming_false_negative_is_still_never_drawn() -> None:
     """ALBEF adds 1e-4 after the softmax and relies on it; here the same image is masked before."""
     logits = torch.tensor([[1e4, -1e4]])
-    column, valid = draw_negatives(logits, torch.tensor([[True, False]]), "hard")
+    column, valid = draw_negatives(logits, torch.tensor([[True, False]]), "hard", uniform(1))
     assert column.tolist() == [1]
     assert valid.tolist() == [True]
+
+
+def test_a_draw_inverts_the_cumulative_distribution() -> None:
+    """So a row's candidate follows from its own number, whichever rows are drawn with it."""
+    logits = torch.tensor([0.1, 0.4, 0.2, 0.3]).log()[None].expand(6, -1)
+    same = torch.zeros(6, 4, dtype=torch.bool)
+    numbers = torch.tensor([0.0, 0.09, 0.11, 0.49, 0.51, 1 - 2**-53], dtype=torch.float64)
+    together, _ = draw_negatives(logits, same, "hard", numbers)
+    assert together.tolist() == [0, 0, 1, 1, 2, 3]
+    alone = [draw_negatives(logits[:1], same[:1], "hard", number[None]).column.item() for number in numbers]
+    assert alone == together.tolist()

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from saysee.data.collate import Batch
+from saysee.data.sampler import mixed_seed, uniform_draws
 from saysee.losses.contrastive import Keys
 from saysee.losses.queue import MomentumQueue
 from saysee.models.momentum import MomentumEncoder
+from saysee.training.distributed import Ranks
 from saysee.training.optimizer import build_optimizer
-from saysee.training.step import Learner, draw_pairs, joint_loss, training_step
+from saysee.training.step import JointLoss, Learner, Losses, Task, draw_pairs, training_step
 from stubs import IMAGE_DIM, LAYERS, SPEECH_DIM, TOKENS, small_model
 
 
@@ -37,6 +39,17 @@ def make_learner(**changes: Any) -> Learner:
     return Learner(model, momentum, queue, build_optimizer(model, model.config.training))
 
 
+def joint_loss(learner: Learner, batch: Batch, draws: Tensor) -> tuple[Losses, Keys]:
+    """The loss of a batch, as a step computes it at alpha 0."""
+    assert learner.momentum is not None
+    slow = learner.momentum(batch.speech, batch.speech_mask, batch.image_tokens)
+    task = Task(batch, batch.image_id, slow, Keys(slow[0], slow[1], batch.image_id), learner.queue, 0.0, draws)
+    losses: tuple[Losses, Keys] = JointLoss(learner.model)(
+        task, learner.model.config.loss, Ranks(), no_tokens, nullcontext
+    )
+    return losses
+
+
 def no_tokens(_: Tensor) -> Tensor:
     raise AssertionError("no negative comes from the queue here")
 
@@ -52,16 +65,7 @@ def test_a_forward_pass_changes_no_state() -> None:
     learner = make_learner()
     before = snapshot(learner)
     learner.model.train()
-    joint_loss(
-        learner.model,
-        learner.momentum,
-        learner.queue,
-        make_batch([0, 1, 2, 3]),
-        learner.model.config.loss,
-        0.4,
-        no_tokens,
-        nullcontext,
-    )
+    joint_loss(learner, make_batch([0, 1, 2, 3]), torch.rand(2, 4, dtype=torch.float64))
     after = snapshot(learner)
     assert all(torch.equal(before[name], after[name]) for name in before)
 
@@ -100,22 +104,13 @@ def test_accumulated_gradients_are_the_mean_over_batches_and_all_rows_are_enqueu
     """Accumulating two batches is one step on the mean of their losses, each with its own contrast."""
     accumulated, reference = make_learner(clip_norm=1e9), make_learner()
     batches = [make_batch([0, 1, 2, 3], seed=1), make_batch([4, 5, 6, 7], seed=2)]
-    torch.manual_seed(9)
     training_step(accumulated, batches, 0, accumulated.model.config, no_tokens, nullcontext)
 
-    torch.manual_seed(9)
+    seed = mixed_seed(reference.model.config.training.seed, 1 << 40)
     total = torch.zeros(())
-    for batch in batches:
-        losses, _ = joint_loss(
-            reference.model,
-            reference.momentum,
-            reference.queue,
-            batch,
-            reference.model.config.loss,
-            0.0,
-            no_tokens,
-            nullcontext,
-        )
+    for number, batch in enumerate(batches):
+        draws = uniform_draws(seed, number, 8).view(2, 4)
+        losses, _ = joint_loss(reference, batch, draws)
         total = total + losses.total / 2
     gradients = torch.autograd.grad(total, [reference.model.temperature, reference.model.speech_encoder.cls])
     torch.testing.assert_close(accumulated.model.temperature.grad, gradients[0])
@@ -187,7 +182,11 @@ def test_drawn_pairs_are_never_false_negatives(source: str, how: str) -> None:
         speech = model.speech_encoder(batch.speech, batch.speech_mask)
         image = model.image_encoder(batch.image_tokens)
         keys = learner.queue.behind(Keys(speech.embedding, image.embedding, batch.image_id))
-        pairs = draw_pairs(model, speech, image, keys, batch, model.config.loss, read_tokens, nullcontext)
+        draws = torch.rand(2, 4, dtype=torch.float64)
+        task = Task(batch, batch.image_id, None, None, learner.queue, 0.0, draws)
+        pairs = draw_pairs(
+            JointLoss(model), speech, image, keys, task, model.config.loss, Ranks(), read_tokens, nullcontext
+        )
         assert len(pairs.speech) == 12
         own = torch.arange(4)
         assert torch.equal(pairs.speech[:4], own)

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from subprocess import PIPE
 from typing import Any
@@ -42,7 +42,13 @@ class Features:
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.shape = shape
 
-    def __getitem__(self, path: Path) -> Tensor:
+    def read(self, paths: Sequence[Path]) -> list[Tensor]:
+        return [self.of(path) for path in paths]
+
+    def frames(self, path: Path) -> int:
+        return self.shape[-2]
+
+    def of(self, path: Path) -> Tensor:
         generator = torch.Generator().manual_seed(sum(path.name.encode()))
         return torch.randn(*self.shape, generator=generator).half()
 

@@ -26,16 +26,17 @@ class Keys(NamedTuple):
 
 
 def contrastive_targets(
-    image_id: Tensor, key_id: Tensor, same_image: SameImage, dtype: torch.dtype
+    image_id: Tensor, key_id: Tensor, same_image: SameImage, dtype: torch.dtype, first: int = 0
 ) -> tuple[Tensor, Tensor]:
     """Say what is right for each query and which columns do not count.
 
     Args:
-        image_id: (B,) of the batch.
-        key_id: (N,) of the keys, the batch's own first.
+        image_id: (B,) of the queries.
+        key_id: (N,) of the keys.
         same_image: `positives`: every key of the same image is right, and the row is normalised over them (ALBEF);
             `excluded`: the pair itself is right and other keys of the same image are left out (SpeechCLIP).
         dtype: floating type of the targets.
+        first: which key belongs to the first query; the others follow.
 
     Returns:
         targets (B, N), whose rows sum to 1, and excluded (B, N), True where a column is
@@ -46,7 +47,7 @@ def contrastive_targets(
         weights = same.to(dtype)
         return weights / weights.sum(1, keepdim=True), torch.zeros_like(same)
     own = torch.zeros_like(same)
-    own.fill_diagonal_(True)
+    own[:, first:].fill_diagonal_(True)
     return own.to(dtype), same & ~own
 
 
@@ -57,6 +58,7 @@ def sic_loss(
     keys: Keys,
     temperature: Tensor,
     *,
+    first: int = 0,
     same_image: SameImage = "positives",
     alpha: float = 0.0,
     momentum_speech: Tensor | None = None,
@@ -73,6 +75,7 @@ def sic_loss(
         image_id: (B,), identity of each pair's image.
         keys: what each side is contrasted with; without a momentum encoder, the batch's own embeddings.
         temperature: scalar.
+        first: which key is the first query's own; the other queries' follow it.
         same_image: see `contrastive_targets`.
         alpha: share of the momentum model's own softmax in the targets; 0 leaves the ground truth.
         momentum_speech: (B, E), needed when alpha > 0.
@@ -81,7 +84,7 @@ def sic_loss(
     Returns:
         The loss, a scalar.
     """
-    truth, excluded = contrastive_targets(image_id, keys.image_id, same_image, speech_embedding.dtype)
+    truth, excluded = contrastive_targets(image_id, keys.image_id, same_image, speech_embedding.dtype, first)
     total = speech_embedding.new_zeros(())
     for query, slow_query, key in (
         (speech_embedding, momentum_speech, keys.image),

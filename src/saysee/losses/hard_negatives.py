@@ -22,24 +22,29 @@ class Negatives(NamedTuple):
 
 
 @torch.no_grad()
-def draw_negatives(
-    logits: Tensor, same_image: Tensor, how: Literal["hard", "random"], generator: torch.Generator | None = None
-) -> Negatives:
+def draw_negatives(logits: Tensor, same_image: Tensor, how: Literal["hard", "random"], draws: Tensor) -> Negatives:
     """Draw one candidate of another image for each row.
+
+    The draw inverts the cumulative distribution, so that it follows from the row's own number: a batch that is shared
+    by several processes is drawn as one process draws it.
 
     Args:
         logits: similarity / temperature (R, C), finite.
         same_image: (R, C), True where candidate and row have the same image: never drawn.
         how: `hard` draws with the probability of the row's softmax over its valid candidates (ALBEF), `random` draws
             each valid candidate alike.
-        generator: the source of chance, on the logits' device.
+        draws: numbers in [0, 1) (R,), float64.
 
     Returns:
         The drawn columns, and which rows have one.
     """
     valid = ~same_image.all(1)
-    scores = logits.float() if how == "hard" else torch.zeros_like(logits, dtype=torch.float32)
+    scores = logits.double() if how == "hard" else torch.zeros_like(logits, dtype=torch.float64)
     # rows with no valid candidate would be all -inf; they draw among everything and are marked not valid
-    masked = scores.masked_fill(same_image & valid[:, None], -torch.inf)
-    column = torch.multinomial(masked.softmax(1), 1, generator=generator).squeeze(1)
+    cumulative = scores.masked_fill(same_image & valid[:, None], -torch.inf).softmax(1).cumsum(1)
+    # a candidate of probability 0 adds nothing to the sum, so no number below the last sum falls on it; and the product
+    # must stay below the last sum, which is 1 but for rounding
+    last = cumulative[:, -1]
+    target = torch.minimum(draws * last, last.nextafter(torch.zeros_like(last)))
+    column = torch.searchsorted(cumulative, target[:, None], right=True).squeeze(1)
     return Negatives(torch.where(valid, column, 0), valid)

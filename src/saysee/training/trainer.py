@@ -5,30 +5,37 @@ own files below `training/`: `last.safetensors` (from which it goes on), `log.js
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from saysee.config import Config
-from saysee.data.collate import Batch, collate
+from saysee.data.collate import Batch
 from saysee.data.dataset import PairDataset
-from saysee.data.sampler import BatchOrder, mixed_seed
+from saysee.data.sampler import BatchOrder, mixed_seed, uniform_draws
 from saysee.errors import SayseeError
 from saysee.files import sole_process
 from saysee.losses.queue import MomentumQueue
 from saysee.models.momentum import MomentumEncoder
 from saysee.models.retrieval_model import WEIGHTS_FILE, SpeechImageModel
 from saysee.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from saysee.training.distributed import Ranks
 from saysee.training.logging import RunLog
 from saysee.training.optimizer import build_optimizer
-from saysee.training.step import Learner, training_step
+from saysee.training.step import JointLoss, Learner, training_step
 
 CHECKPOINT_FILE = "training/last.safetensors"
+READ_AHEAD = 3
+"""Steps whose batches are read before they are needed (ours)."""
+
+_CROPS, _DROPOUT = 1 << 41, 1 << 42  # name the random numbers of these two among all that a seed gives
 
 Evaluate = Callable[[SpeechImageModel], Mapping[str, float]]
 """Measures a model on dev; returns metrics by name, the primary one among them."""
@@ -42,6 +49,7 @@ def build_learner(config: Config) -> Learner:
     """Make an untrained model with its momentum encoder, queue and optimiser, all decided by the seed."""
     torch.manual_seed(config.training.seed)
     model = SpeechImageModel.from_config(config)
+    model.use_activation_checkpointing(config.training.activation_checkpointing)
     momentum = None
     if config.loss.uses_momentum:
         momentum = MomentumEncoder(model.speech_encoder, model.image_encoder)
@@ -57,6 +65,7 @@ def train(
     out: Path,
     *,
     progress_bar: bool = False,
+    ranks: Ranks = Ranks(),  # noqa: B008 - frozen
 ) -> Progress:
     """Train to the configured number of steps, going on from the checkpoint in `out` if there is one.
 
@@ -67,70 +76,103 @@ def train(
         evaluate: measures dev, to choose the model that is kept.
         out: the model folder.
         progress_bar: whether to show loss parts, temperature and throughput on the terminal.
+        ranks: the processes that share the run. The first one measures dev and writes; all must see the same `out`.
 
     Returns:
         The steps done, and which step's model is kept.
 
     Raises:
         TrainingError: a loss, gradient or weight that is not finite; names step, captions and the last checkpoint.
-        SayseeError: `out` holds another run, or a model without a checkpoint, or another process trains into it.
+        SayseeError: `out` holds another run, or a model without a checkpoint, or another process trains into it; or an
+            epoch has a batch with fewer captions than there are processes.
     """
-    with sole_process(out / "training" / "lock", f"training into {out}"):
-        return _train(learner, dataset, data_fingerprint, evaluate, out, progress_bar)
+    alone = sole_process(out / "training" / "lock", f"training into {out}") if ranks.main else nullcontext()
+    with alone:
+        return _train(learner, dataset, data_fingerprint, evaluate, out, progress_bar, ranks)
 
 
 def _train(
-    learner: Learner, dataset: PairDataset, data_fingerprint: str, evaluate: Evaluate, out: Path, progress_bar: bool
+    learner: Learner,
+    dataset: PairDataset,
+    data_fingerprint: str,
+    evaluate: Evaluate,
+    out: Path,
+    progress_bar: bool,
+    ranks: Ranks,
 ) -> Progress:
-    config = learner.model.config
+    config, model = learner.model.config, learner.model
+    settings = config.training
+    order = BatchOrder(
+        dataset.image_numbers,
+        dataset.lengths if settings.bucket_batches > 1 else dataset.image_numbers,
+        settings.batch_size,
+        settings.seed,
+        bucket_batches=settings.bucket_batches,
+        one_caption_per_image=settings.one_caption_per_image,
+    )
+    if order.smallest_batch < ranks.size:
+        raise SayseeError(
+            f"an epoch has a batch of {order.smallest_batch} captions, and {ranks.size} processes are to share it; "
+            f"change training.batch_size ({settings.batch_size}) or start fewer processes"
+        )
     checkpoint = out / CHECKPOINT_FILE
     progress = Progress()
-    resumed = checkpoint.exists()
+    resumed = ranks.broadcast(checkpoint.exists())
     if resumed:
         progress = load_checkpoint(checkpoint, learner, config, data_fingerprint)
-    elif (out / WEIGHTS_FILE).exists():
+    elif ranks.broadcast((out / WEIGHTS_FILE).exists()):
         raise SayseeError(f"{out} already holds a model and no checkpoint to go on from; give another folder (--out)")
+    ranks.barrier()  # all have read what the first is about to replace
 
-    settings = config.training
     saved = progress.step
-    order = BatchOrder(len(dataset), settings.batch_size, settings.seed)
-    autocast = autocast_for(settings.precision, learner.model.device)
-    log = RunLog(checkpoint.parent, progress.step if resumed else -1)
-    if not resumed:
+    autocast = autocast_for(settings.precision, model.device)
+    log = RunLog(checkpoint.parent, progress.step if resumed else -1) if ranks.main else None
+    measure = partial(_evaluate, evaluate, model, settings.primary_metric, log)
+    if not resumed and ranks.main:
         # chance level, for the log; and a primary metric that does not exist is found before the first step
-        _evaluate(evaluate, learner.model, settings.primary_metric, log, 0)
+        measure(0)
         # from here on there is a checkpoint wherever there is a model
         save_checkpoint(checkpoint, learner, progress, config, data_fingerprint)
+    parallel = None
+    if ranks.size > 1:
+        parallel = DistributedDataParallel(JointLoss(model))
 
     def batches_of(step: int) -> list[Batch]:
         positions = range(step * settings.accumulate, (step + 1) * settings.accumulate)
-        return [collate([dataset[index] for index in order[position]]) for position in positions]
+        return [_read_part(dataset, order[position], settings.seed, position, ranks) for position in positions]
 
     with (
         ThreadPoolExecutor(1) as reader,
         tqdm(total=settings.steps, initial=progress.step, unit="step", disable=None if progress_bar else True) as bar,
     ):
-        # one step's batches are read while the step before is computed
-        upcoming = reader.submit(batches_of, progress.step)
+        # the batches of the next steps are read while a step is computed
+        upcoming = deque(
+            reader.submit(batches_of, step)
+            for step in range(progress.step, min(progress.step + READ_AHEAD, settings.steps))
+        )
         for step in range(progress.step, settings.steps):
             started = time.perf_counter()
-            batches = [batch.to(learner.model.device) for batch in upcoming.result()]
-            if step + 1 < settings.steps:
-                upcoming = reader.submit(batches_of, step + 1)
-            torch.manual_seed(mixed_seed(settings.seed, step))
+            batches = [batch.to(model.device) for batch in upcoming.popleft().result()]
+            if step + READ_AHEAD < settings.steps:
+                upcoming.append(reader.submit(batches_of, step + READ_AHEAD))
+            # what is left to torch's own random state is dropout, which no two processes share
+            torch.manual_seed(mixed_seed(mixed_seed(settings.seed, _DROPOUT + ranks.rank), step))
             done = step + 1
             last = done == settings.steps
             evaluate_now = done % settings.evaluate_every == 0 or last
             save_now = done % settings.checkpoint_every == 0 or last
             try:
-                report = training_step(learner, batches, step, config, dataset.image_tokens, autocast)
+                report = training_step(learner, batches, step, config, dataset.image_tokens, autocast, ranks, parallel)
                 if evaluate_now or save_now:
-                    _require_finite_weights(learner.model)
+                    _require_finite_weights(model)
             except FloatingPointError as error:
-                log.close()
+                if log is not None:
+                    log.close()
                 raise TrainingError(_not_finite(error, done, batches, checkpoint, saved)) from None
-            pairs_per_second = sum(len(batch.image_id) for batch in batches) / (time.perf_counter() - started)
-            log.write(done, "train", {**report._asdict(), "pairs_per_second": pairs_per_second})
+            pairs = sum(len(order[step * settings.accumulate + number]) for number in range(settings.accumulate))
+            pairs_per_second = pairs / (time.perf_counter() - started)
+            if log is not None:
+                log.write(done, "train", {**report._asdict(), "pairs_per_second": pairs_per_second})
             bar.set_postfix_str(
                 f"loss {report.loss:.3f} = sic {report.sic:.3f}"
                 + (f" + sim {report.sim:.3f}" if report.sim is not None else "")
@@ -140,16 +182,25 @@ def _train(
             bar.update()
 
             if evaluate_now:
-                metric = _evaluate(evaluate, learner.model, settings.primary_metric, log, done)
+                metric = ranks.broadcast(measure(done) if ranks.main else 0.0)
                 if metric > progress.best_metric:
-                    learner.model.save_pretrained(out)
                     progress = Progress(done, done, metric)
+                    if ranks.main:
+                        model.save_pretrained(out)
             progress = Progress(done, progress.best_step, progress.best_metric)
-            if save_now:
+            if save_now and ranks.main:
                 save_checkpoint(checkpoint, learner, progress, config, data_fingerprint)
-                saved = done
-    log.close()
+            saved = done if save_now else saved
+    if log is not None:
+        log.close()
+    ranks.barrier()
     return progress
+
+
+def _read_part(dataset: PairDataset, indices: Sequence[int], seed: int, position: int, ranks: Ranks) -> Batch:
+    """Read this process's part of the batch at a position of the order."""
+    part = ranks.part(len(indices))
+    return dataset.batch(indices[part], uniform_draws(mixed_seed(seed, _CROPS), position, len(indices))[part])
 
 
 def autocast_for(precision: str, device: torch.device) -> Callable[[], AbstractContextManager[object]]:
@@ -169,13 +220,14 @@ def autocast_for(precision: str, device: torch.device) -> Callable[[], AbstractC
     return partial(torch.autocast, device.type, dtype=torch.bfloat16)
 
 
-def _evaluate(evaluate: Evaluate, model: SpeechImageModel, name: str, log: RunLog, step: int) -> float:
+def _evaluate(evaluate: Evaluate, model: SpeechImageModel, name: str, log: RunLog | None, step: int) -> float:
     model.eval()
     metrics = evaluate(model)
     if name not in metrics or name.endswith("median_rank"):
         allowed = ", ".join(sorted(metric for metric in metrics if not metric.endswith("median_rank")))
         raise SayseeError(f"training.primary_metric is {name!r}; allowed here: {allowed}. Change the config.")
-    log.write(step, "dev", metrics)
+    if log is not None:
+        log.write(step, "dev", metrics)
     return metrics[name]
 
 
