@@ -136,6 +136,8 @@ def stub_encoders() -> Iterator[None]:
     with (
         mock.patch("saysee.models.retrieval_model.load_speech_backbone", lambda _: StubSpeechBackbone()),
         mock.patch("saysee.models.retrieval_model.load_image_backbone", lambda _: StubImageBackbone()),
+        mock.patch("saysee.workflows.load_speech_backbone", lambda _: StubSpeechBackbone()),
+        mock.patch("saysee.workflows.load_image_backbone", lambda _: StubImageBackbone()),
     ):
         yield
 

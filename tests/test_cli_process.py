@@ -76,7 +76,7 @@ def test_ctrl_c_in_training(corpus: Path, tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     outcome = finish(process)
     assert outcome.status == 130
-    assert outcome.err == "saysee: interrupted; the same command goes on from the last checkpoint\n"
+    assert outcome.err == "saysee: interrupted; the same command goes on from where it was\n"
     assert outcome.out == ""
     assert litter(tmp_path) == []
 

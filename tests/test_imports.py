@@ -19,8 +19,10 @@ ALLOWED = {
     "search": {"features", "models"},
     "evaluation": {"data", "features", "models", "search"},
     "workflows": {"data", "features", "models", "training", "evaluation", "search"},
+    "experiments": {"data", "features", "models", "evaluation", "workflows"},
     "demo": {"data", "models", "evaluation", "search", "workflows"},
-    "cli": {"data", "features", "models", "evaluation", "search", "training", "workflows", "demo"},
+    "commands": {"data", "features", "models", "evaluation", "search", "workflows", "experiments", "demo"},
+    "cli": {"data", "commands"},
     "__main__": {"cli"},
     "__init__": {"models"},
 }

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -15,16 +16,16 @@ from saysee import SpeechImageModel
 from saysee.config import Config, SearchConfig
 from saysee.data.manifest import Manifest, ManifestError, SpokenCaption, read_manifest
 from saysee.errors import SayseeError
-from saysee.features.cache import FeatureCache
-from saysee.features.extract import CachedFeatures
 from saysee.features.image import load_image
-from saysee.files import sha256_of
+from saysee.features.store import FeatureStore
 from saysee.search.searcher import Answer
 from saysee.search.sheet import make_thumbnail
 from saysee.workflows import (
     choose_device,
     data_fingerprint,
     evaluate_on_manifest,
+    extract_on_manifest,
+    remove_damaged,
     sheet_question,
     train_on_manifest,
 )
@@ -71,9 +72,19 @@ def test_a_device_that_cannot_be_used_is_one_line(name: str) -> None:
 
 def fingerprint(captions: list[SpokenCaption]) -> str:
     """Return the fingerprint of captions whose files lie on disk."""
-    cache = FeatureCache(Path("/nowhere"), "0" * 64)
-    content = {path: sha256_of(path) for caption in captions for path in (caption.audio, caption.image)}
-    return data_fingerprint(captions, CachedFeatures(cache, content), CachedFeatures(cache, content))
+    return data_fingerprint(captions, OnDisk(), OnDisk())
+
+
+class OnDisk:
+    """What stands for the content of files, by reading them."""
+
+    def content(self, path: Path) -> bytes:
+        return sha256(path.read_bytes()).digest()[:16]
+
+
+def entries(cache: Path) -> int:
+    """Return how many files have their features in a cache."""
+    return sum(len(FeatureStore(cache, folder.name)) for folder in cache.iterdir() if folder.is_dir())
 
 
 def test_data_is_known_by_ids_splits_and_content(manifest: Manifest, tmp_path: Path) -> None:
@@ -126,7 +137,7 @@ def test_a_manifest_is_trained_on_train_and_chosen_by_dev(manifest: Manifest, tm
     best = max(by_step[step] for step in (4, 8, 12))
     assert progress.best_metric == best
     assert progress.best_step == next(step for step in (4, 8, 12) if by_step[step] == best)
-    assert len(contents(tmp_path / "cache")) == 20  # 10 recordings and pictures
+    assert entries(tmp_path / "cache") == 20  # 10 recordings and pictures
 
     model = SpeechImageModel.from_pretrained(out)
     results = evaluate_on_manifest(model, manifest, "dev", cache=tmp_path / "cache")
@@ -136,9 +147,9 @@ def test_a_manifest_is_trained_on_train_and_chosen_by_dev(manifest: Manifest, tm
 def test_the_default_cache_is_the_users(manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAYSEE_CACHE", str(tmp_path / "mine"))
     train_on_manifest(recipe("--training.steps", "1"), manifest, tmp_path / "model")
-    assert len(contents(tmp_path / "mine")) == 20
+    assert entries(tmp_path / "mine") == 20
     evaluate_on_manifest(SpeechImageModel.from_pretrained(tmp_path / "model"), manifest, "test")
-    assert len(contents(tmp_path / "mine")) == 24
+    assert entries(tmp_path / "mine") == 24
 
 
 def test_contrast_alone_is_trained_without_momentum_and_matching(manifest: Manifest, tmp_path: Path) -> None:
@@ -171,6 +182,82 @@ def test_a_record_says_what_was_measured(manifest: Manifest, tmp_path: Path) -> 
     assert (told["split_by"], told["seed"], told["model"]) == ("image", 0, "runs/tiny")
     assert told["model_fingerprint"] == model.fingerprint
     assert told["split"] == "of my own"  # the caller's word is the last
+
+
+# ---- features beforehand, live, and of another corpus
+
+
+def test_extraction_beforehand_leaves_training_nothing_to_do(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    cache = tmp_path / "cache"
+    extract_on_manifest(recipe(), manifest, cache=cache, device="cpu", tell=told.append)
+    assert entries(cache) == 24
+    (line,) = told
+    expected = sum(path.stat().st_size for path in cache.rglob("*.safetensors"))
+    assert line.startswith("the features will take about ")
+    assert expected < 100_000
+    before = contents(cache)
+    train_on_manifest(recipe("--training.steps", "1"), manifest, tmp_path / "model", cache=cache)
+    assert contents(cache) == before
+
+
+def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saysee.workflows.free_bytes", lambda folder: 1000)
+    with pytest.raises(SayseeError, match=r"will take about .* kB and 1\.0 kB are free"):
+        extract_on_manifest(recipe(), manifest, cache=tmp_path / "cache", tell=lambda line: None)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_damaged_features_are_found_and_made_again(manifest: Manifest, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    extract_on_manifest(recipe(), manifest, cache=cache, tell=lambda line: None)
+    before = contents(cache)
+    shard = max(cache.glob("*/*.safetensors"), key=lambda path: path.stat().st_size)
+    damaged = bytearray(shard.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    shard.write_bytes(damaged)
+    assert remove_damaged(recipe(), cache) == 1
+    assert remove_damaged(recipe(), cache) == 0
+    extract_on_manifest(recipe(), manifest, cache=cache, tell=lambda line: None)
+    assert contents(cache) == before
+
+
+def test_live_features_train_as_stored_ones_do_and_leave_no_features(manifest: Manifest, tmp_path: Path) -> None:
+    """Up to the rounding to float16 that storing is."""
+    losses = []
+    for live in ("false", "true"):
+        out = tmp_path / live
+        config = recipe("--training.live_features", live, "--training.steps", "3", "--training.precision", "fp32")
+        train_on_manifest(config, manifest, out, cache=tmp_path / f"cache-{live}", device="cpu")
+        lines = [json.loads(line) for line in (out / "training" / "log.jsonl").read_text().splitlines()]
+        losses.append([line["loss"] for line in lines if line["kind"] == "train"])
+    assert losses[1] == pytest.approx(losses[0], abs=2e-3)
+    assert not list((tmp_path / "cache-true").glob("*/*.safetensors"))
+
+
+def test_zero_shot_wants_a_corpus_that_the_model_has_not_seen(manifest: Manifest, tmp_path: Path) -> None:
+    out, cache = tmp_path / "model", tmp_path / "cache"
+    train_on_manifest(recipe("--training.steps", "1"), manifest, out, cache=cache)
+    model = SpeechImageModel.from_pretrained(out)
+    evaluate_on_manifest(model, manifest, "test", cache=cache, unseen_by=out)
+    for split, seen in (("train", 8), ("dev", 2)):
+        with pytest.raises(ManifestError, match="not zero-shot") as caught:
+            evaluate_on_manifest(model, manifest, split, cache=cache, unseen_by=out)  # type: ignore[arg-type]
+        assert len(caught.value.faults) == 2 * seen
+    # the same picture under another name, with a recording that is new
+    test, first = manifest.of("test")[0], manifest.captions[0]
+    copy = tmp_path / "copy.png"
+    copy.write_bytes(first.image.read_bytes())
+    other = Manifest("image", (replace(test, image=copy, image_id="copy"),))
+    with pytest.raises(ManifestError, match="the picture 'copy' was in the model's train or dev split"):
+        evaluate_on_manifest(model, other, "test", cache=cache, unseen_by=out)
+    (out / "seen.safetensors").unlink()
+    with pytest.raises(SayseeError, match=r"seen\.safetensors is missing"):
+        evaluate_on_manifest(model, manifest, "test", cache=cache, unseen_by=out)
 
 
 # ---- the sheet

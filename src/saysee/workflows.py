@@ -1,27 +1,45 @@
 """The longer commands as functions: manifest to model, model to results, answers to a contact sheet."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from saysee.config import Config, SearchConfig
-from saysee.data.dataset import PairDataset, extract_features
+from saysee.data.dataset import PairDataset
+from saysee.data.estimate import bytes_of_features, gigabytes
+from saysee.data.extraction import (
+    FileContents,
+    LiveFeatures,
+    extract_features,
+    picture_encoder,
+    recording_encoder,
+)
 from saysee.data.manifest import Manifest, Split, SpokenCaption
 from saysee.errors import SayseeError
+from saysee.evaluation.overlap import require_unseen, write_seen
 from saysee.evaluation.results import Results
 from saysee.evaluation.retrieval import evaluate_retrieval
 from saysee.features.audio import load_waveform
-from saysee.features.cache import default_cache_folder
-from saysee.features.extract import CachedFeatures
+from saysee.features.extract import FileEncoder, StoredFeatures, in_process, in_processes
+from saysee.features.hashes import FileHashes
 from saysee.features.image import load_image
+from saysee.features.ray_cluster import on_ray
+from saysee.features.store import FeatureStore, default_cache_folder
+from saysee.files import free_bytes
+from saysee.models.backbones import load_image_backbone, load_speech_backbone
 from saysee.models.retrieval_model import SpeechImageModel
 from saysee.search.searcher import Answer
 from saysee.search.sheet import SheetAnswer, SheetQuestion, make_thumbnail, waveform_peaks
 from saysee.training.checkpoint import Progress
+from saysee.training.distributed import process_group
 from saysee.training.trainer import build_learner, train
+
+LIVE_BATCH = 32
+"""Files that a frozen encoder sees at once when features are live; bounds memory (ours)."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -44,47 +62,143 @@ def choose_device(name: str) -> torch.device:
 def train_on_manifest(
     config: Config, manifest: Manifest, out: Path, *, cache: Path | None = None, device: str = "auto"
 ) -> Progress:
-    """Train on a manifest's train split, choosing by its dev split.
+    """Train on a manifest's train split, choosing by its dev split; under torchrun, with all its processes.
 
     Args:
         config: the recipe.
         manifest: without structural faults.
         out: the model folder.
         cache: where features are kept; None takes the default folder.
-        device: see `choose_device`.
+        device: see `choose_device`; under torchrun `auto` is each process's own GPU.
 
     Raises:
-        ManifestError: files that do not decode, all listed, before the first step.
+        ManifestError: files that do not decode, all listed, before the first step (live features: when they are read).
         SayseeError: see `saysee.training.trainer.train`.
     """
-    learner = build_learner(config)
-    chosen = choose_device(device)
-    for module in (learner.model, learner.momentum, learner.queue):
-        if module is not None:
-            module.to(chosen)
-    training, dev = manifest.of("train"), manifest.of("dev")
-    speech, images = extract_features(
-        [*training, *dev],
-        learner.model.speech_backbone,
-        learner.model.image_backbone,
-        cache or default_cache_folder(),
-        progress=True,
+    cache = cache or default_cache_folder()
+    with process_group(device, choose_device) as (ranks, chosen):
+        learner = build_learner(config)
+        model = learner.model
+        for module in (model, learner.momentum, learner.queue):
+            if module is not None:
+                module.to(chosen)
+        seen, dev = manifest.of("train", "dev"), manifest.of("dev")
+        speech: StoredFeatures | LiveFeatures
+        images: StoredFeatures | LiveFeatures
+        hashes = FileHashes(cache)
+        if config.training.live_features:
+            speech = LiveFeatures(recording_encoder(model.speech_backbone, LIVE_BATCH), hashes)
+            images = LiveFeatures(picture_encoder(model.image_backbone, LIVE_BATCH), hashes)
+        else:
+            if not ranks.main:  # the first process extracts what is missing, the others then find it
+                ranks.barrier()
+            speech, images = extract_features(
+                seen, model.speech_backbone, model.image_backbone, cache, progress=ranks.main
+            )
+            if ranks.main:
+                ranks.barrier()
+
+        # the fine stage costs many times the coarse one: it is measured during training where it is to choose
+        fine = config.training.primary_metric.startswith("fine/")
+
+        def evaluate(model: SpeechImageModel) -> Mapping[str, float]:
+            return evaluate_retrieval(model, dev, speech, images, fine=fine).metrics()
+
+        seconds = config.training.crop_seconds
+        crop_frames = None if seconds is None else round(seconds * model.speech_backbone.frames_per_second)
+        identity = data_fingerprint(seen, speech, images)
+        if config.training.live_features and ranks.main:
+            hashes.save()
+        progress = train(
+            learner,
+            PairDataset(manifest.of("train"), speech, images, crop_frames),
+            identity,
+            evaluate,
+            out,
+            progress_bar=ranks.main,
+            ranks=ranks,
+        )
+        if ranks.main:
+            write_seen(out, seen, speech, images)
+        return progress
+
+
+def extract_on_manifest(
+    config: Config,
+    manifest: Manifest,
+    *,
+    cache: Path | None = None,
+    workers: int = 1,
+    batch_size: int = 1,
+    ray: str | None = None,
+    device: str = "auto",
+    tell: Callable[[str], None] = print,
+) -> None:
+    """Bring the features of all files of a manifest into the store, before a training run needs them.
+
+    Args:
+        config: the recipe whose frozen encoders are meant.
+        manifest: without structural faults.
+        cache: where features are kept; None takes the default folder.
+        workers: processes on this machine; with 1, this one.
+        batch_size: files that are encoded together; see `saysee.features.extract.FileEncoder`.
+        ray: address of a Ray cluster that does it instead.
+        device: see `choose_device`; of every worker.
+        tell: is given what the features will take, before the work begins.
+
+    Raises:
+        ManifestError: files that do not decode, all listed, when all others are done.
+        SayseeError: the disk has too little room for what is expected.
+    """
+    cache = cache or default_cache_folder()
+    chosen = str(choose_device(device))
+    speech = load_speech_backbone(config.model.speech_backbone)
+    images = load_image_backbone(config.model.image_backbone)
+    need = bytes_of_features(manifest.captions, speech, images)
+    there = sum(FeatureStore(cache, backbone.fingerprint).nbytes for backbone in (speech, images))
+    free = free_bytes(cache)
+    tell(
+        f"the features will take about {gigabytes(need)}; at {cache} there are {gigabytes(there)} of these encoders "
+        f"and {gigabytes(free)} of room"
     )
-
-    # the fine stage costs many times the coarse one: it is measured during training where it is to choose
-    fine = config.training.primary_metric.startswith("fine/")
-
-    def evaluate(model: SpeechImageModel) -> Mapping[str, float]:
-        return evaluate_retrieval(model, dev, speech, images, fine=fine).metrics()
-
-    return train(
-        learner,
-        PairDataset(training, speech, images),
-        data_fingerprint([*training, *dev], speech, images),
-        evaluate,
-        out,
-        progress_bar=True,
+    if need > free + there:
+        raise SayseeError(
+            f"the features will take about {gigabytes(need)} and {gigabytes(free)} are free at {cache}; give another "
+            "--cache, or keep less of them: fewer layers, `fixed_mix`, `pool`, or the Q-Former's queries"
+        )
+    makers = (
+        partial(_make_recording_encoder, config, chosen, batch_size),
+        partial(_make_picture_encoder, config, chosen, batch_size),
     )
+    if ray is not None:
+        gpus = 1 if chosen.startswith("cuda") else 0
+        runs = on_ray(makers[0], cache, ray, gpus=gpus), on_ray(makers[1], cache, ray, gpus=gpus)
+    elif workers > 1:
+        runs = in_processes(makers[0], cache, workers), in_processes(makers[1], cache, workers)
+    else:
+        runs = in_process(makers[0](), cache), in_process(makers[1](), cache)
+    extract_features(manifest.captions, speech, images, cache, runs=runs, progress=True)
+
+
+def remove_damaged(config: Config, cache: Path | None = None) -> int:
+    """Read all stored features of a recipe's encoders, remove the shards that are damaged, and return how many."""
+    removed = 0
+    for backbone in (
+        load_speech_backbone(config.model.speech_backbone),
+        load_image_backbone(config.model.image_backbone),
+    ):
+        for path in FeatureStore(cache or default_cache_folder(), backbone.fingerprint).damaged():
+            path.unlink(missing_ok=True)
+            removed += 1
+    return removed
+
+
+def _make_recording_encoder(config: Config, device: str, batch_size: int) -> FileEncoder:
+    return recording_encoder(load_speech_backbone(config.model.speech_backbone).to(device), batch_size)
+
+
+def _make_picture_encoder(config: Config, device: str, batch_size: int) -> FileEncoder:
+    return picture_encoder(load_image_backbone(config.model.image_backbone).to(device), batch_size)
 
 
 def evaluate_on_manifest(
@@ -96,6 +210,7 @@ def evaluate_on_manifest(
     fine: bool = True,
     about: dict[str, Any] | None = None,
     cache: Path | None = None,
+    unseen_by: Path | None = None,
 ) -> Results:
     """Measure a model on one split of a manifest.
 
@@ -107,39 +222,28 @@ def evaluate_on_manifest(
         fine: whether to measure the fine stage too, if the model has one.
         about: what else the record says of this evaluation.
         cache: where features are kept; None takes the default folder.
+        unseen_by: the model's folder, for a zero-shot evaluation: nothing of the split may have been in its training.
 
     Raises:
-        ManifestError: files that do not decode, all listed.
-        SayseeError: the split is empty.
+        ManifestError: files that do not decode, all listed; with `unseen_by`, files that were in training or dev.
+        SayseeError: the split is empty; `unseen_by` does not say what the model has seen.
     """
     captions = manifest.of(split)
     speech, images = extract_features(
         captions, model.speech_backbone, model.image_backbone, cache or default_cache_folder(), progress=True
     )
-    return evaluate_retrieval(
-        model,
-        captions,
-        speech,
-        images,
-        search=search,
-        fine=fine,
-        progress=True,
-        about={"split": split, "split_by": manifest.split_by, "seed": model.config.training.seed, **(about or {})},
-    )
+    if unseen_by is not None:
+        require_unseen(unseen_by, captions, speech, images)
+    described = {"split": split, "split_by": manifest.split_by, "seed": model.config.training.seed, **(about or {})}
+    return evaluate_retrieval(model, captions, speech, images, search=search, fine=fine, progress=True, about=described)
 
 
-def data_fingerprint(captions: Sequence[SpokenCaption], speech: CachedFeatures, images: CachedFeatures) -> str:
+def data_fingerprint(captions: Iterable[SpokenCaption], speech: FileContents, images: FileContents) -> str:
     """Return the SHA-256 over ids, splits and the content of every file: where the files lie does not matter."""
     digest = hashlib.sha256()
     for caption in captions:
-        parts = (
-            caption.id,
-            caption.image_id,
-            caption.split,
-            speech.content[caption.audio],
-            images.content[caption.image],
-        )
-        digest.update("\0".join(parts).encode("utf-8", "surrogateescape") + b"\n")
+        names = "\0".join((caption.id, caption.image_id, caption.split)).encode("utf-8", "surrogateescape")
+        digest.update(names + b"\0" + speech.content(caption.audio) + images.content(caption.image) + b"\n")
     return digest.hexdigest()
 
 

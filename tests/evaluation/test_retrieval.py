@@ -14,7 +14,7 @@ from saysee.evaluation.metrics import count_ranks, recall_at
 from saysee.evaluation.retrieval import evaluate_retrieval, reordered
 from saysee.models.retrieval_model import SpeechImageModel
 from saysee.search.reranker import best_candidates
-from stubs import IMAGE_DIM, LAYERS, SPEECH_DIM, TOKENS, small_model
+from stubs import IMAGE_DIM, LAYERS, SPEECH_DIM, TOKENS, MemoryFeatures, small_model
 
 
 @dataclass
@@ -22,13 +22,15 @@ class Split:
     """A made-up split: captions whose features lie near those of their image, so that ranks differ."""
 
     captions: list[SpokenCaption]
-    speech: dict[Path, Tensor]
-    images: dict[Path, Tensor]
+    speech: MemoryFeatures
+    images: MemoryFeatures
 
 
 def make_split(images: int = 7, per_image: int = 3) -> Split:
     generator = torch.Generator().manual_seed(3)
-    captions, speech, pictures = [], {}, {}
+    captions: list[SpokenCaption] = []
+    speech: dict[Path, Tensor] = {}
+    pictures: dict[Path, Tensor] = {}
     for i in range(images):
         image = Path(f"/images/{i}.jpg")
         pictures[image] = torch.randn(TOKENS, IMAGE_DIM, generator=generator).half()
@@ -38,7 +40,7 @@ def make_split(images: int = 7, per_image: int = 3) -> Split:
             speech[audio] = torch.randn(LAYERS, frames, SPEECH_DIM, generator=generator).half()
             language, speaker = ("en", "anna") if c else ("fr", "omar")
             captions.append(SpokenCaption(f"{i}-{c}", audio, f"image {i}", image, None, speaker, language, "test"))
-    return Split(captions, speech, pictures)
+    return Split(captions, MemoryFeatures(speech), MemoryFeatures(pictures))
 
 
 def one_at_a_time(model: SpeechImageModel, split: Split, k: int) -> dict[str, float]:
@@ -48,9 +50,9 @@ def one_at_a_time(model: SpeechImageModel, split: Split, k: int) -> dict[str, fl
     images = list(dict.fromkeys(caption.image for caption in split.captions))
     hits = {"coarse": 0, "fine": 0}
     with torch.inference_mode():
-        pictures = [model.image_encoder(split.images[path][None].float()) for path in images]
+        pictures = [model.image_encoder(split.images.tensors[path][None].float()) for path in images]
         for caption in split.captions:
-            clip = split.speech[caption.audio][None].float()
+            clip = split.speech.tensors[caption.audio][None].float()
             speech = model.speech_encoder(clip, torch.ones(1, clip.shape[2], dtype=torch.bool))
             cosine = [(speech.embedding @ picture.embedding.T).item() for picture in pictures]
             order = sorted(range(len(images)), key=lambda row: -cosine[row])
@@ -94,9 +96,10 @@ def test_the_order_of_the_manifest_changes_no_metric() -> None:
 def test_a_model_that_says_the_same_of_everything_scores_at_chance() -> None:
     """Coarse exactly 1/N; fine, whose best k are drawn among equals, 1/N on average over the queries."""
     model, split = small_model(rerank=10), make_split(images=100, per_image=2)
-    for encoder in (model.speech_encoder, model.image_encoder):
-        torch.nn.init.zeros_(encoder.projection.weight)
-        torch.nn.init.ones_(encoder.projection.bias)
+    for projection in (model.speech_encoder.projection, model.image_encoder.projection):
+        assert projection is not None
+        torch.nn.init.zeros_(projection.weight)
+        torch.nn.init.ones_(projection.bias)
     assert model.multimodal_encoder is not None
     torch.nn.init.zeros_(model.multimodal_encoder.head.weight)
     metrics = evaluate_retrieval(model, split.captions, split.speech, split.images).metrics()
@@ -154,4 +157,4 @@ def test_without_the_fine_stage_the_coarse_one_is_the_same() -> None:
 
 def test_an_empty_split_is_a_clear_error() -> None:
     with pytest.raises(SayseeError, match="no caption to evaluate on"):
-        evaluate_retrieval(small_model(), [], {}, {})
+        evaluate_retrieval(small_model(), [], MemoryFeatures({}), MemoryFeatures({}))

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from saysee.config import SearchConfig
 from saysee.data.collate import pad_speech
-from saysee.data.dataset import Features
+from saysee.data.extraction import Features
 from saysee.data.manifest import SpokenCaption
 from saysee.errors import SayseeError
 from saysee.evaluation.metrics import RankCounts, count_ranks
@@ -144,7 +144,7 @@ def _encode_images(
     """Return embeddings (N, E) and projected tokens (N, P, H); the tokens in float16, as an index keeps them."""
     embeddings, hiddens = [], []
     for start in range(0, len(paths), batch_size):
-        tokens = torch.stack([images[path] for path in paths[start : start + batch_size]]).float()
+        tokens = torch.stack(images.read(paths[start : start + batch_size])).float()
         encoding = model.image_encoder(tokens.to(model.device))
         embeddings.append(encoding.embedding)
         hiddens.append(encoding.hidden.half())
@@ -155,8 +155,9 @@ def _encode_speech(
     model: SpeechImageModel, captions: Sequence[SpokenCaption], speech: Features, batch_size: int
 ) -> Iterator[SpeechEncoding]:
     for start in range(0, len(captions), batch_size):
-        hidden, mask = pad_speech([speech[caption.audio] for caption in captions[start : start + batch_size]])
-        yield model.speech_encoder(hidden.to(model.device), mask.to(model.device))
+        clips = speech.read([caption.audio for caption in captions[start : start + batch_size]])
+        hidden, mask = pad_speech(clips)
+        yield model.speech_encoder(hidden.to(model.device).float(), mask.to(model.device))
 
 
 def _match_candidates(
