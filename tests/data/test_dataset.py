@@ -120,7 +120,7 @@ class Generated(Sequence[SpokenCaption]):
     """The records of the manifest below, made when they are asked for: parsing them twice takes half a minute."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder = str(folder)
 
     def __len__(self) -> int:
         return CAPTION_COUNT
@@ -128,10 +128,8 @@ class Generated(Sequence[SpokenCaption]):
     def __getitem__(self, index: Any) -> Any:
         if index >= CAPTION_COUNT:
             raise IndexError
-        image = str(index // PER_IMAGE)
-        return SpokenCaption(
-            str(index), self.folder / f"{index}.wav", image, self.folder / f"{image}.jpg", None, None, None, "train"
-        )
+        audio: Any = f"{self.folder}/{index}.wav"  # a text does for a path here
+        return SpokenCaption("", audio, str(index // PER_IMAGE), audio, None, None, None, "train")
 
 
 def _measure(manifest: Path, answer: "Connection[object, object]") -> None:
@@ -141,7 +139,7 @@ def _measure(manifest: Path, answer: "Connection[object, object]") -> None:
     records = _anonymous_bytes()
     speech = _stored(f"{folder}/%d.wav", CAPTION_COUNT, lambda n: 100 + n % 400)
     images = _stored(f"{folder}/%d.jpg", CAPTION_COUNT // PER_IMAGE, lambda _: 257)
-    assert captions[-1].audio == Generated(folder)[CAPTION_COUNT - 1].audio
+    assert str(captions[-1].audio) == Generated(folder)[CAPTION_COUNT - 1].audio
     dataset = PairDataset(Generated(folder), speech, images)
     order = BatchOrder(dataset.image_numbers, dataset.lengths, 256, 0, bucket_batches=64, one_caption_per_image=True)
     first = order[0]

@@ -108,7 +108,8 @@ def with_bad_files(captions: list[SpokenCaption], folder: Path) -> tuple[list[Sp
         for number, make in enumerate(contents_of.values()):
             path = folder / f"bad {number}.{ending}"
             path.write_bytes(make())
-            more.append(replace(captions[0], id=path.name, **{kind: path}))  # type: ignore[arg-type]
+            flawed = replace(captions[0], audio=path) if kind == "audio" else replace(captions[0], image=path)
+            more.append(replace(flawed, id=path.name))
             bad.append(path)
     missing = folder / "missing.wav"
     return [*captions, *more, replace(captions[0], id="missing", audio=missing)], [*bad, missing]

@@ -2,6 +2,7 @@
 
 import hashlib
 import multiprocessing
+import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -121,7 +122,7 @@ def test_names_follow_from_the_contents_and_not_from_when_they_were_written(tmp_
 
 def _write_many(folder: Path, start: int) -> None:
     store = FeatureStore(folder, BACKBONE)
-    for number in range(start, start + 40):
+    for number in range(start, start + 16):
         store.write([digest(f"{number}")], [clip(1 + number % 5, number)])
         store.refresh()
 
@@ -129,21 +130,22 @@ def _write_many(folder: Path, start: int) -> None:
 def test_two_processes_write_at_once(tmp_path: Path) -> None:
     """Half of the shards are made by both: nothing is lost, nothing half, and no litter is left."""
     spawn = multiprocessing.get_context("spawn")
-    processes = [spawn.Process(target=_write_many, args=(tmp_path, start)) for start in (0, 20)]
+    processes = [spawn.Process(target=_write_many, args=(tmp_path, start)) for start in (0, 8)]
     for process in processes:
         process.start()
     while any(process.is_alive() for process in processes):
         store = FeatureStore(tmp_path, BACKBONE)  # reading meanwhile removes nothing
         for entry in range(len(store)):
             assert store.read(entry).isfinite().all()
+        time.sleep(0.01)
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0]
     store = FeatureStore(tmp_path, BACKBONE)
-    assert len(store) == 60
-    for number in range(60):
+    assert len(store) == 24
+    for number in range(24):
         assert torch.equal(store.read(store.find(digest(f"{number}"))), clip(1 + number % 5, number))
-    assert len(list(store.folder.iterdir())) == 60
+    assert len(list(store.folder.iterdir())) == 24
     assert list(store.damaged()) == []
 
 
@@ -218,7 +220,7 @@ def test_an_entry_takes_less_than_40_bytes_of_memory(tmp_path: Path) -> None:
     rows = torch.zeros(5_000, 1, dtype=torch.float16)
     for _ in range(20):
         names = generator.bytes(32 * 5_000)
-        store.write([names[at : at + 32] for at in range(0, len(names), 32)], list(rows.split(1)))  # type: ignore[no-untyped-call]
+        store.write([names[at : at + 32] for at in range(0, len(names), 32)], list(torch.split(rows, 1)))
     tracemalloc.start()
     try:
         index = FeatureStore(tmp_path, BACKBONE)
