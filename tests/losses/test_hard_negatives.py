@@ -1,5 +1,6 @@
 """Drawn negatives: never of the same image, with the probabilities that are promised, and never a crash."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -71,3 +72,17 @@ def test_a_draw_inverts_the_cumulative_distribution() -> None:
     assert together.tolist() == [0, 0, 1, 1, 2, 3]
     alone = [draw_negatives(logits[:1], same[:1], "hard", number[None]).column.item() for number in numbers]
     assert alone == together.tolist()
+
+
+def test_what_rounding_adds_at_a_false_negative_is_never_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU sums each column in an order of its own: here the sum rises by rounding where the same image stands."""
+    exact = Tensor.cumsum
+
+    def rounded(values: Tensor, dim: int) -> Tensor:
+        return exact(values, dim) + torch.tensor([0, 1e-15, 0, -1e-15, 0], dtype=torch.float64)
+
+    monkeypatch.setattr(Tensor, "cumsum", rounded)
+    same = torch.tensor([[False, True, False, True, False]])
+    numbers = torch.tensor([0, 1 / 3, 1 / 3 + 5e-16, 2 / 3 - 5e-16, 2 / 3, 1 - 2**-53], dtype=torch.float64)
+    column, _ = draw_negatives(torch.zeros(6, 5), same.expand(6, -1), "hard", numbers)
+    assert not same[0, column].any()

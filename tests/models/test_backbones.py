@@ -318,6 +318,10 @@ def test_an_old_checkpoint_is_read_but_nothing_in_it_is_run(tmp_path: Path) -> N
     tensors = Checkpoint(str(tmp_path)).tensors(lambda name: name == "a")
     assert list(tensors) == ["a"]
     assert tensors["a"].dtype == torch.float32
+    # torch's format of before 2020, which cannot be mapped
+    old = {"a": torch.full((2,), 3.0), "head": torch.ones(1)}
+    torch.save(old, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    assert Checkpoint(str(tmp_path)).tensors(lambda name: name == "a")["a"].tolist() == [3, 3]
     torch.save({"a": Bomb(tmp_path / "exploded")}, tmp_path / "pytorch_model.bin")
     with pytest.raises(SayseeError, match=r"give model\.safetensors"):
         Checkpoint(str(tmp_path)).tensors(lambda name: True)

@@ -1,6 +1,8 @@
 """The model as a user sees it: one way to encode whatever comes in, and a folder that is trusted only when whole."""
 
+import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from saysee.errors import AudioError, SayseeError
 from saysee.models.backbones import load_speech_backbone
 from saysee.models.retrieval_model import SpeechImageModel, hash_tensors
 from saysee.models.speech_encoder import SpeechEncoding
-from stubs import small_model
+from stubs import LAYERS, small_model
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +127,43 @@ def test_saved_and_read_again_it_gives_the_same_bits(folder: Path, tmp_path: Pat
     assert torch.equal(model.encode_image(picture).hidden, copy.encode_image(picture).hidden)
 
 
+def test_the_fingerprint_is_the_one_of_before_where_nothing_that_is_new_is_switched_on() -> None:
+    """Or every index that was made with 0.1.0 would be of another model."""
+    model = small_model()
+    section = {
+        "speech_backbone": {
+            "family": "whisper",
+            "checkpoint": "bundled",
+            "revision": None,
+            "layers": "all",
+            "pool": 1,
+            "max_seconds": 30.0,
+        },
+        "image_backbone": {"family": "efficientnet", "checkpoint": "bundled", "revision": None, "tokens": "patches"},
+        "width": 16,
+        "embedding_dim": 8,
+        "heads": 2,
+        "speech_layers": 1,
+        "multimodal_layers": 2,
+        "feedforward_ratio": 4,
+        "dropout": 0.0,
+        "normalize_speech_layers": False,
+        "initial_temperature": 0.07,
+        "learn_temperature": True,
+        "temperature_range": [0.001, 0.5],
+    }
+    parts = (
+        hash_tensors(model.trainable_state()),
+        model.speech_backbone.fingerprint,
+        model.image_backbone.fingerprint,
+        json.dumps(section, sort_keys=True),
+    )
+    assert model.fingerprint == hashlib.sha256("".join(parts).encode()).hexdigest()
+    speech = replace(model.config.model.speech_backbone, fixed_mix=(1.0,) * LAYERS)
+    model.config = replace(model.config, model=replace(model.config.model, speech_backbone=speech))
+    assert model.fingerprint != hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
 def test_the_folder_holds_the_trainable_parts_alone(folder: Path) -> None:
     names = load_file(folder / "model.safetensors").keys()
     assert not any("backbone" in name for name in names)
@@ -175,8 +214,6 @@ def test_a_renamed_tensor_is_named_even_with_hashes_that_fit(folder: Path, tmp_p
     copy = copy_of(folder, tmp_path / "m")
     state = load_file(copy / "model.safetensors")
     state["speech_encoder.clz"] = state.pop("speech_encoder.cls")
-    import hashlib
-
     config_hash = hashlib.sha256((copy / "config.json").read_bytes()).hexdigest()
     hashes = {"tensors_sha256": hash_tensors(state), "config_sha256": config_hash}
     save_file(state, copy / "model.safetensors", {"saysee": json.dumps(hashes)})

@@ -113,6 +113,13 @@ def test_a_loss_that_is_not_finite_in_one_process_ends_both(tmp_path: Path) -> N
     assert sorted(path.name for path in tmp_path.glob("raised-*")) == ["raised-0", "raised-1"]
 
 
+def test_what_fails_in_the_first_process_is_said_in_both(tmp_path: Path) -> None:
+    """Only the first one measures, so only there is it found; the other is not left waiting."""
+    together(["refused", "", tmp_path], 2)
+    for rank in range(2):
+        assert "training.primary_metric is 'nothing'; allowed here: " in (tmp_path / f"refused-{rank}").read_text()
+
+
 def test_a_run_of_two_processes_is_the_run_of_one_with_one_writer(tmp_path: Path) -> None:
     """Also when it is killed and gone on with by another number of processes."""
     run_training(tmp_path / "alone", Ranks())
@@ -262,7 +269,7 @@ class KilledDataset(PairDataset):
         return super().batch(indices, draws)
 
 
-def run_training(out: Path, ranks: Ranks, dataset_class: type[PairDataset] = PairDataset) -> None:
+def run_training(out: Path, ranks: Ranks, dataset_class: type[PairDataset] = PairDataset, **changes: Any) -> None:
     """Train on 11 captions of 5 images: an epoch has batches of 4, 4 and 3."""
     records = [
         SpokenCaption(f"c{n}", Path(f"/a{n}.wav"), f"i{n % 5}", Path(f"/i{n % 5}.jpg"), None, None, None, "train")
@@ -270,7 +277,7 @@ def run_training(out: Path, ranks: Ranks, dataset_class: type[PairDataset] = Pai
     ]
     speech, images = Features(LAYERS, 4, SPEECH_DIM), Features(TOKENS, IMAGE_DIM)
     dataset = dataset_class(records, speech, images, crop_frames=5)  # type: ignore[arg-type]
-    learner = make_learner(steps=8, negatives_from_all_ranks=True, bucket_batches=2)
+    learner = make_learner(steps=8, negatives_from_all_ranks=True, bucket_batches=2, **changes)
     train(learner, dataset, "data", lambda _: {"coarse/mean/R@1": 0.5}, out, ranks=ranks)
 
 
@@ -281,6 +288,13 @@ def gather(ranks: Ranks, folder: Path) -> None:
     (10.0**ranks.rank * gathered.square()).sum().backward()  # type: ignore[no-untyped-call]
     assert own.grad is not None
     save_file({"rows": gathered.detach(), "gradient": own.grad}, folder / f"gather-{ranks.rank}.safetensors")
+
+
+def refused(ranks: Ranks, folder: Path) -> None:
+    try:
+        run_training(folder / "model", ranks, primary_metric="nothing")
+    except SayseeError as error:
+        (folder / f"refused-{ranks.rank}").write_text(str(error))
 
 
 def broken(ranks: Ranks, folder: Path) -> None:
@@ -305,7 +319,7 @@ def main(meeting: str, rank: str, size: str, what: str, which: str, folder: str)
     elif what == "train":
         run_training(Path(folder), ranks, KilledDataset if which == "killed" else PairDataset)
     else:
-        {"gather": gather, "broken": broken}[what](ranks, Path(folder))
+        {"gather": gather, "broken": broken, "refused": refused}[what](ranks, Path(folder))
     dist.destroy_process_group()
 
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from subprocess import PIPE
@@ -15,13 +16,14 @@ from torch import Tensor
 
 from saysee.data.dataset import PairDataset
 from saysee.data.manifest import SpokenCaption
+from saysee.data.sampler import BatchOrder
 from saysee.errors import SayseeError
 from saysee.losses.queue import MomentumQueue
 from saysee.models.momentum import MomentumEncoder
 from saysee.models.retrieval_model import SpeechImageModel
 from saysee.training import step, trainer
 from saysee.training.optimizer import build_optimizer
-from saysee.training.step import Learner
+from saysee.training.step import Learner, StepReport
 from saysee.training.trainer import CHECKPOINT_FILE, TrainingError, train
 from stubs import IMAGE_DIM, LAYERS, SPEECH_DIM, TOKENS, small_model
 
@@ -276,3 +278,28 @@ def test_an_unknown_primary_metric_is_found_before_the_first_step(tmp_path: Path
     with pytest.raises(SayseeError, match=r"'fine/mean/R@7'; allowed here: coarse/mean/R@1"):
         run(tmp_path, primary_metric="fine/mean/R@7")
     assert not (tmp_path / CHECKPOINT_FILE).exists()
+
+
+def test_the_batches_are_those_of_the_order_which_one_thread_asks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The order keeps one epoch at a time: were it asked by two threads, one could get a batch of the other's epoch."""
+    learner, dataset = make_learner(steps=30, accumulate=1, evaluate_every=30, checkpoint_every=30), make_dataset()
+    trained: list[tuple[str, ...]] = []
+    asking: set[int] = set()
+
+    class WatchedOrder(BatchOrder):
+        def __getitem__(self, position: int) -> list[int]:
+            asking.add(threading.get_ident())
+            return super().__getitem__(position)
+
+    def record(*arguments: Any) -> StepReport:
+        trained.extend(batch.caption_ids for batch in arguments[1])
+        return StepReport(1, 1, 1, 1, 1, 1, 1, 1)
+
+    monkeypatch.setattr(trainer, "BatchOrder", WatchedOrder)
+    monkeypatch.setattr(trainer, "training_step", record)
+    train(learner, dataset, "data", measure, tmp_path)
+    assert len(asking) == 1
+    order = BatchOrder(dataset.image_numbers, dataset.lengths, 4, learner.model.config.training.seed)
+    assert trained == [tuple(f"c{index}" for index in order[position]) for position in range(30)]

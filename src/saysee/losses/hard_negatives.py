@@ -41,9 +41,11 @@ def draw_negatives(logits: Tensor, same_image: Tensor, how: Literal["hard", "ran
     valid = ~same_image.all(1)
     scores = logits.double() if how == "hard" else torch.zeros_like(logits, dtype=torch.float64)
     # rows with no valid candidate would be all -inf; they draw among everything and are marked not valid
-    cumulative = scores.masked_fill(same_image & valid[:, None], -torch.inf).softmax(1).cumsum(1)
-    # a candidate of probability 0 adds nothing to the sum, so no number below the last sum falls on it; and the product
-    # must stay below the last sum, which is 1 but for rounding
+    probability = scores.masked_fill(same_image & valid[:, None], -torch.inf).softmax(1)
+    # A candidate of probability 0 must add nothing, or a number could fall on it. A GPU adds up each column in an order
+    # of its own, so that rounding could make a step there; the largest sum before, of the others, makes none.
+    cumulative = probability.cumsum(1).masked_fill(probability == 0, 0).cummax(1).values
+    # the product must stay below the last sum, which is 1 but for rounding
     last = cumulative[:, -1]
     target = torch.minimum(draws * last, last.nextafter(torch.zeros_like(last)))
     column = torch.searchsorted(cumulative, target[:, None], right=True).squeeze(1)

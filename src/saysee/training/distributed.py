@@ -66,6 +66,28 @@ class Ranks:
         received: T = box[0]
         return received
 
+    def from_main(self, do: Callable[[], T]) -> T:
+        """Let the first process do something, and give its small result to all.
+
+        Raises:
+            SayseeError: in all processes, where it fails in the first: none of them waits for one that has ended.
+        """
+        if self.size == 1:
+            return do()
+        result: T | None = None
+        fault: Exception | None = None
+        if self.main:
+            try:
+                result = do()
+            except Exception as error:
+                fault = error
+        result, message = self.broadcast((result, None if fault is None else str(fault)))
+        if fault is not None:
+            raise fault
+        if message is not None:
+            raise SayseeError(f"the first process has ended: {message}")
+        return result  # type: ignore[return-value]
+
     def maximum(self, value: int, device: torch.device) -> int:
         """Return the largest of all processes' values."""
         if self.size == 1:
@@ -122,7 +144,7 @@ def process_group(device: str, choose: Callable[[str], torch.device]) -> Iterato
     """Join the processes that torchrun started, for the block; without torchrun there is one.
 
     Args:
-        device: as a user gave it; `auto` is each process's own GPU where there are enough, else the CPU.
+        device: as a user gave it; `auto` is each process's own GPU if torch has one, else the CPU.
         choose: turns such a name into a device, or refuses it.
 
     Raises:

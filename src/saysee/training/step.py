@@ -309,10 +309,11 @@ def draw_pairs(
     negative_speech = draw_negatives(to_speech, same[:, :pool], config.negatives, task.draws[1])
 
     image_row = negative_image.column
-    from_queue = negative_image.valid & (image_row >= pool)
-    if from_queue.any():
+    if config.image_negatives_from == "queue":
+        # also where none is drawn: the processes' backward passes must exchange in one order, so their graphs are alike
+        from_queue = negative_image.valid & (image_row >= pool)
         ids, row_of = candidate_id[image_row[from_queue]].unique(return_inverse=True)  # type: ignore[no-untyped-call]
-        tokens = read_tokens(ids.cpu()).to(image_hidden.device)
+        tokens = read_tokens(ids.cpu()).to(image_hidden.device) if len(ids) > 0 else batch.image_tokens[:0]
         with autocast():
             image_hidden = torch.cat([image_hidden, parts.image_encoder.project(tokens).to(image_hidden.dtype)])
         image_row = image_row.clone()

@@ -7,8 +7,8 @@ own files below `training/`: `last.safetensors` (from which it goes on), `log.js
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -34,6 +34,8 @@ from saysee.training.step import JointLoss, Learner, training_step
 CHECKPOINT_FILE = "training/last.safetensors"
 READ_AHEAD = 3
 """Steps whose batches are read before they are needed (ours)."""
+READERS = 4
+"""Threads that read them (ours); with live features one, for it runs the frozen encoders."""
 
 _CROPS, _DROPOUT = 1 << 41, 1 << 42  # name the random numbers of these two among all that a seed gives
 
@@ -86,22 +88,7 @@ def train(
         SayseeError: `out` holds another run, or a model without a checkpoint, or another process trains into it; or an
             epoch has a batch with fewer captions than there are processes.
     """
-    alone = sole_process(out / "training" / "lock", f"training into {out}") if ranks.main else nullcontext()
-    with alone:
-        return _train(learner, dataset, data_fingerprint, evaluate, out, progress_bar, ranks)
-
-
-def _train(
-    learner: Learner,
-    dataset: PairDataset,
-    data_fingerprint: str,
-    evaluate: Evaluate,
-    out: Path,
-    progress_bar: bool,
-    ranks: Ranks,
-) -> Progress:
-    config, model = learner.model.config, learner.model
-    settings = config.training
+    settings = learner.model.config.training
     order = BatchOrder(
         dataset.image_numbers,
         dataset.lengths if settings.bucket_batches > 1 else dataset.image_numbers,
@@ -115,12 +102,30 @@ def _train(
             f"an epoch has a batch of {order.smallest_batch} captions, and {ranks.size} processes are to share it; "
             f"change training.batch_size ({settings.batch_size}) or start fewer processes"
         )
+    with ExitStack() as held:
+        lock = sole_process(out / "training" / "lock", f"training into {out}")
+        ranks.from_main(lambda: held.enter_context(lock))
+        return _train(learner, dataset, order, data_fingerprint, evaluate, out, progress_bar, ranks)
+
+
+def _train(
+    learner: Learner,
+    dataset: PairDataset,
+    order: BatchOrder,
+    data_fingerprint: str,
+    evaluate: Evaluate,
+    out: Path,
+    progress_bar: bool,
+    ranks: Ranks,
+) -> Progress:
+    config, model = learner.model.config, learner.model
+    settings = config.training
     checkpoint = out / CHECKPOINT_FILE
     progress = Progress()
-    resumed = ranks.broadcast(checkpoint.exists())
+    resumed, taken = ranks.from_main(lambda: (checkpoint.exists(), (out / WEIGHTS_FILE).exists()))
     if resumed:
         progress = load_checkpoint(checkpoint, learner, config, data_fingerprint)
-    elif ranks.broadcast((out / WEIGHTS_FILE).exists()):
+    elif taken:
         raise SayseeError(f"{out} already holds a model and no checkpoint to go on from; give another folder (--out)")
     ranks.barrier()  # all have read what the first is about to replace
 
@@ -128,33 +133,42 @@ def _train(
     autocast = autocast_for(settings.precision, model.device)
     log = RunLog(checkpoint.parent, progress.step if resumed else -1) if ranks.main else None
     measure = partial(_evaluate, evaluate, model, settings.primary_metric, log)
-    if not resumed and ranks.main:
+    save = partial(save_checkpoint, checkpoint, learner, config=config, data_fingerprint=data_fingerprint)
+    if not resumed:
         # chance level, for the log; and a primary metric that does not exist is found before the first step
-        measure(0)
+        ranks.from_main(partial(measure, 0))
         # from here on there is a checkpoint wherever there is a model
-        save_checkpoint(checkpoint, learner, progress, config, data_fingerprint)
+        ranks.from_main(partial(save, progress))
     parallel = None
     if ranks.size > 1:
         parallel = DistributedDataParallel(JointLoss(model))
 
-    def batches_of(step: int) -> list[Batch]:
-        positions = range(step * settings.accumulate, (step + 1) * settings.accumulate)
-        return [_read_part(dataset, order[position], settings.seed, position, ranks) for position in positions]
-
-    with (
-        ThreadPoolExecutor(1) as reader,
-        tqdm(total=settings.steps, initial=progress.step, unit="step", disable=None if progress_bar else True) as bar,
-    ):
-        # the batches of the next steps are read while a step is computed
-        upcoming = deque(
-            reader.submit(batches_of, step)
-            for step in range(progress.step, min(progress.step + READ_AHEAD, settings.steps))
+    with ExitStack() as open_things:
+        reader = ThreadPoolExecutor(1 if settings.live_features else READERS)
+        open_things.callback(reader.shutdown, cancel_futures=True)
+        bar = open_things.enter_context(
+            tqdm(total=settings.steps, initial=progress.step, unit="step", disable=None if progress_bar else True)
         )
+
+        def start_reading(step: int) -> list[tuple[list[int], Future[Batch]]]:
+            # the order is asked in this thread alone: it keeps one epoch at a time
+            positions = range(step * settings.accumulate, (step + 1) * settings.accumulate)
+            whole = [(position, order[position]) for position in positions]
+            return [
+                (indices, reader.submit(_read_part, dataset, indices, settings.seed, position, ranks))
+                for position, indices in whole
+            ]
+
+        # the batches of the next steps are read while a step is computed
+        ahead = range(progress.step, min(progress.step + READ_AHEAD, settings.steps))
+        upcoming = deque(start_reading(step) for step in ahead)
         for step in range(progress.step, settings.steps):
             started = time.perf_counter()
-            batches = [batch.to(model.device) for batch in upcoming.popleft().result()]
+            wholes, parts = zip(*upcoming.popleft(), strict=True)
+            indices = [index for whole in wholes for index in whole]
+            batches = [part.result().to(model.device) for part in parts]
             if step + READ_AHEAD < settings.steps:
-                upcoming.append(reader.submit(batches_of, step + READ_AHEAD))
+                upcoming.append(start_reading(step + READ_AHEAD))
             # what is left to torch's own random state is dropout, which no two processes share
             torch.manual_seed(mixed_seed(mixed_seed(settings.seed, _DROPOUT + ranks.rank), step))
             done = step + 1
@@ -168,9 +182,9 @@ def _train(
             except FloatingPointError as error:
                 if log is not None:
                     log.close()
-                raise TrainingError(_not_finite(error, done, batches, checkpoint, saved)) from None
-            pairs = sum(len(order[step * settings.accumulate + number]) for number in range(settings.accumulate))
-            pairs_per_second = pairs / (time.perf_counter() - started)
+                ids = [dataset.captions[index].id for index in indices]
+                raise TrainingError(_not_finite(error, done, ids, checkpoint, saved)) from None
+            pairs_per_second = len(indices) / (time.perf_counter() - started)
             if log is not None:
                 log.write(done, "train", {**report._asdict(), "pairs_per_second": pairs_per_second})
             bar.set_postfix_str(
@@ -182,15 +196,14 @@ def _train(
             bar.update()
 
             if evaluate_now:
-                metric = ranks.broadcast(measure(done) if ranks.main else 0.0)
+                metric = ranks.from_main(partial(measure, done))
                 if metric > progress.best_metric:
                     progress = Progress(done, done, metric)
-                    if ranks.main:
-                        model.save_pretrained(out)
+                    ranks.from_main(partial(model.save_pretrained, out))
             progress = Progress(done, progress.best_step, progress.best_metric)
-            if save_now and ranks.main:
-                save_checkpoint(checkpoint, learner, progress, config, data_fingerprint)
-            saved = done if save_now else saved
+            if save_now:
+                ranks.from_main(partial(save, progress))
+                saved = done
     if log is not None:
         log.close()
     ranks.barrier()
@@ -238,9 +251,8 @@ def _require_finite_weights(model: SpeechImageModel) -> None:
             raise FloatingPointError(f"{name} is no longer finite")
 
 
-def _not_finite(error: FloatingPointError, step: int, batches: list[Batch], checkpoint: Path, saved: int) -> str:
-    ids = ", ".join(caption_id for batch in batches for caption_id in batch.caption_ids)
+def _not_finite(error: FloatingPointError, step: int, ids: list[str], checkpoint: Path, saved: int) -> str:
     return (
         f"{error} at step {step}; lower training.learning_rate or look at the captions of this step. The last good "
-        f"checkpoint is {checkpoint}, after step {saved}. The captions: {ids}"
+        f"checkpoint is {checkpoint}, after step {saved}. The captions: {', '.join(ids)}"
     )
