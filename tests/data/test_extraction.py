@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from command_line import contents, write_corpus
-from media import BAD_PICTURES, BAD_RECORDINGS
+from media import BAD_PICTURES, BAD_RECORDINGS, write_wav
 from saysee.data.extraction import LiveFeatures, extract_features, picture_encoder, recording_encoder
 from saysee.data.manifest import ManifestError, SpokenCaption, read_manifest
 from saysee.errors import SayseeError
@@ -36,18 +36,20 @@ def test_features_are_those_of_the_backbones_in_float16(
     captions: list[SpokenCaption], tmp_path: Path, batch_size: int
 ) -> None:
     """Each recording without the padding of its group, whichever recordings are in the group."""
+    for number, caption in enumerate(captions):
+        write_wav(caption.audio, 0.2 + 0.1 * number, frequency=200.0 + number)
     speech_backbone, image_backbone, cache = StubSpeechBackbone(), StubImageBackbone(), tmp_path / "cache"
     runs = (
         in_process(recording_encoder(speech_backbone, batch_size), cache),
         in_process(picture_encoder(image_backbone, batch_size), cache),
     )
     speech, images = extract_features(captions, speech_backbone, image_backbone, cache, runs=runs)
-    for caption in captions:
+    for number, caption in enumerate(captions):
         hidden, _ = speech_backbone([speech_backbone.prepare(load_waveform(caption.audio))])
         tokens = image_backbone(image_backbone.prepare(load_image(caption.image))[None])
-        assert speech[caption.audio].shape == (LAYERS, 25, SPEECH_DIM)
+        assert speech[caption.audio].shape == (LAYERS, 10 + 5 * number, SPEECH_DIM)
         assert images[caption.image].shape == (TOKENS, IMAGE_DIM)
-        assert (speech.frames(caption.audio), images.frames(caption.image)) == (25, TOKENS)
+        assert (speech.frames(caption.audio), images.frames(caption.image)) == (10 + 5 * number, TOKENS)
         assert speech[caption.audio].dtype == images[caption.image].dtype == torch.float16
         torch.testing.assert_close(speech[caption.audio].float(), hidden[0], atol=1e-3, rtol=1e-3)
         torch.testing.assert_close(images[caption.image].float(), tokens[0], atol=1e-3, rtol=1e-3)

@@ -126,8 +126,9 @@ def test_nothing_is_decoded_or_encoded_twice(tmp_path: Path, cache: Path) -> Non
     machine, paths = Machine(), write(tmp_path / "texts", "one", "two", "three")
     copy = tmp_path / "copy.txt"
     copy.write_text("one")
-    for _ in range(2):
+    for turn in range(2):
         features, faults = run([*paths, copy, *paths], cache, machine.encoder(2))
+        assert len(machine.read) == 4 * (turn + 1), "files so young are read in every run, but once"
         assert faults == {}
         assert [text_of(features, path) for path in [*paths, copy]] == ["one", "two", "three", "one"]
     assert machine.groups == [["one", "two"], ["three"]]
