@@ -16,7 +16,10 @@ from saysee.config import Config
 from saysee.data.manifest import read_manifest
 from saysee.data.sample import sample_manifest_path
 
-COMMANDS = ("prepare", "validate", "train", "evaluate", "compare", "index", "index build", "search", "demo")
+COMMANDS = (
+    *("prepare", "validate", "extract", "train", "evaluate", "zero-shot", "ablate", "compare"),
+    *("index", "index build", "search", "demo"),
+)
 
 
 def test_help_shows_an_example_of_every_command_that_is_valid() -> None:
