@@ -33,7 +33,7 @@ from saysee.features.store import FeatureStore
 RECIPE = """\
 model: {speech_backbone: {layers: [4, 6], pool: 3}, width: 64, embedding_dim: 32, heads: 4, multimodal_layers: 2}
 loss: {queue_size: 128, distillation_ramp_steps: 20}
-training: {steps: 500, batch_size: 16, warmup_steps: 10, evaluate_every: 100, checkpoint_every: 10, bucket_batches: 4}
+training: {steps: 700, batch_size: 16, warmup_steps: 10, evaluate_every: 100, checkpoint_every: 10, bucket_batches: 4}
 search: {rerank: 8}
 """
 

@@ -1,6 +1,7 @@
 """The store of features: what is found is what was written, whoever wrote it, and never half of it."""
 
 import hashlib
+import json
 import multiprocessing
 import time
 import tracemalloc
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from saysee.features.store import FeatureStore, default_cache_folder
+from saysee.features.store import FORMAT_VERSION, FeatureStore, default_cache_folder
 
 BACKBONE = "1a" * 32
 # digests that numpy's byte strings have trouble with: those that end in zeros, and those that start alike
@@ -166,11 +167,17 @@ def test_a_shard_that_was_cut_short_is_removed_and_can_be_made_again(tmp_path: P
 def test_a_file_of_another_kind_is_no_shard(tmp_path: Path) -> None:
     store = store_with(tmp_path, a=clip(2))
     tensors = {"features": clip(2), "ends": torch.tensor([2]), "content": torch.zeros(1, 32, dtype=torch.uint8)}
-    for name, header in (("bare", None), ("strange", {"saysee_features": "1"}), ("short", {"saysee_features": "{}"})):
+    newer = {"saysee_features": json.dumps({"format_version": FORMAT_VERSION + 1, "layers": 0, "sha256": ""})}
+    for name, header in (
+        ("bare", None),
+        ("strange", {"saysee_features": "1"}),
+        ("short", {"saysee_features": "{}"}),
+        ("newer", newer),
+    ):
         save_file(tensors, store.folder / f"{name}.safetensors", header)
     store.refresh()
     assert len(store) == 1
-    assert len(list(store.folder.iterdir())) == 1
+    assert len(list(store.folder.iterdir())) == 5  # what this program did not write it does not remove
 
 
 @pytest.mark.parametrize("part", ["features", "content", "ends"])

@@ -155,12 +155,17 @@ def _read_index(folder: Path) -> _Index:
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with safetensors.safe_open(path, "pt") as file:
-                number_of_layers = int(json.loads(file.metadata()["saysee_features"])["layers"])
+                header = json.loads(file.metadata()["saysee_features"])
+                number_of_layers, version = int(header["layers"]), header["format_version"]
                 ends, content = file.get_tensor("ends"), file.get_tensor("content")
         except FileNotFoundError:  # removed by another process
             continue
-        except (safetensors.SafetensorError, KeyError, TypeError, ValueError):
+        except safetensors.SafetensorError:
             path.unlink(missing_ok=True)  # cut short by a failing disk: made again by the next extraction
+            continue
+        except (KeyError, TypeError, ValueError):  # no shard of ours
+            continue
+        if version != FORMAT_VERSION:  # another saysee's, which may still need it
             continue
         end = ends.numpy().astype(np.int32)
         key = content[:, :_KEY].contiguous().numpy().view(f"S{_KEY}")[:, 0]
