@@ -5,7 +5,7 @@ from pathlib import Path
 import saysee
 
 # Ids of three test recordings, one in each language, that `saysee demo` asks. They were chosen by hand after looking,
-# as examples of what the recipe `tiny` does well: a sheet of misses would not show what an answer looks like. In
+# as examples of what the recipe `tiny` did well then: a sheet of misses would not show what an answer looks like. In
 # training the model hears each of these drawings named only in another language or two. How it does on all test
 # recordings, which is far worse, the recall table says and these three do not.
 DEMO_QUESTIONS: tuple[str, str, str] = (
