@@ -14,6 +14,7 @@ import yaml
 from command_line import RECIPE, contents, litter, stub_encoders, write_corpus
 from saysee import experiments
 from saysee.config import Config
+from saysee.data.extraction import extract_features
 from saysee.data.manifest import Manifest, ManifestError, read_manifest
 from saysee.errors import SayseeError
 from saysee.evaluation.results import read_results
@@ -182,8 +183,9 @@ def test_a_bad_file_of_test_is_found_before_the_first_run(
 
 def test_nothing_is_extracted_beforehand_where_features_are_live(manifest: Manifest, tmp_path: Path) -> None:
     live = recipe("--training.live_features", "true", "--training.steps", "1")
-    with mock.patch("saysee.experiments.extract_features", side_effect=AssertionError):
+    with mock.patch("saysee.workflows.extract_features", wraps=extract_features) as extracted:
         run(manifest, tmp_path, live, rows=["contrast"], seeds=[0])
+    assert [call.args[0] for call in extracted.call_args_list] == [manifest.of("test")]  # to measure, in the end
     about = record(tmp_path)["about"]
     # the same data have the same name, however they are read
     ablate(recipe(), manifest, tmp_path / "stored", seeds=[0], rows=["contrast"], cache=tmp_path / "cache")

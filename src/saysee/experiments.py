@@ -1,10 +1,8 @@
 """Many runs that belong together: the ablation's rows and seeds, trained, measured and put into one table."""
 
-import fcntl
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,6 @@ from typing import Any
 from tqdm import tqdm
 
 from saysee.config import Config
-from saysee.data.extraction import LiveFeatures, extract_features, picture_encoder, recording_encoder
 from saysee.data.manifest import Manifest, Split
 from saysee.errors import SayseeError
 from saysee.evaluation.ablation import (
@@ -26,12 +23,10 @@ from saysee.evaluation.ablation import (
     write_ablation,
 )
 from saysee.evaluation.results import write_results
-from saysee.features.extract import StoredFeatures
-from saysee.features.hashes import FileHashes
 from saysee.features.store import default_cache_folder
-from saysee.files import write_text
+from saysee.files import sole_process, write_text
 from saysee.models.retrieval_model import SpeechImageModel
-from saysee.workflows import choose_device, data_fingerprint, evaluate_on_manifest, train_on_manifest
+from saysee.workflows import choose_device, evaluate_on_manifest, features_of, train_on_manifest
 
 
 def ablate(
@@ -84,11 +79,13 @@ def ablate(
             if read_ablation(path, about).has(row, seed):
                 continue
             run = _run(switched, row, manifest, out / f"{row}-seed{seed}", split, cache, device)
-            with _alone(out):  # another program may have written since
+            with sole_process(
+                out / "lock", "writing the ablation's record", wait=True
+            ):  # another program may have written since
                 ablation = read_ablation(path, about).with_run(run)
                 write_ablation(path, ablation, summarize(ablation, rows, seeds))
                 write_text(out / "ablation.md", _table(ablation, rows, seeds))
-    with _alone(out):
+    with sole_process(out / "lock", "writing the ablation's record", wait=True):
         table = _table(read_ablation(path, about), rows, seeds)
         write_text(out / "ablation.md", table)
     return table
@@ -120,22 +117,8 @@ def _about(config: Config, manifest: Manifest, split: Split, cache: Path | None,
     """Return what makes two runs rows of one table, and extract all features, so that no run's time has that in it."""
     recipe = config.to_dict()
     del recipe["training"]["seed"]
-    model = SpeechImageModel.from_config(config)
-    cache = cache or default_cache_folder()
-    speech: StoredFeatures | LiveFeatures
-    images: StoredFeatures | LiveFeatures
-    if config.training.live_features:
-        hashes = FileHashes(cache)
-        speech = LiveFeatures(recording_encoder(model.speech_backbone), hashes)
-        images = LiveFeatures(picture_encoder(model.image_backbone), hashes)
-        data = data_fingerprint(manifest.captions, speech, images)
-        hashes.save()
-    else:
-        model.to(choose_device(device))
-        speech, images = extract_features(
-            manifest.captions, model.speech_backbone, model.image_backbone, cache, progress=True
-        )
-        data = data_fingerprint(manifest.captions, speech, images)
+    model = SpeechImageModel.from_config(config).to(choose_device(device))
+    _, _, data = features_of(model, manifest.captions, cache or default_cache_folder(), progress=True)
     return {
         "split": split,
         "data": data,
@@ -146,12 +129,3 @@ def _about(config: Config, manifest: Manifest, split: Split, cache: Path | None,
 
 def _table(ablation: Ablation, rows: Sequence[str], seeds: Sequence[int]) -> str:
     return to_markdown(ablation, summarize(ablation, rows, seeds))
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Wait until no other program is in such a block, and let none in."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

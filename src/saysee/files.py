@@ -41,16 +41,21 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def sole_process(path: Path, doing: str) -> Iterator[None]:
+def sole_process(path: Path, doing: str, *, wait: bool = False) -> Iterator[None]:
     """Hold a lock file for the block; the lock goes with the process, however it ends.
 
+    Args:
+        path: of the lock file.
+        doing: what is done in the block, for the message.
+        wait: whether to wait for another process that holds it.
+
     Raises:
-        SayseeError: another process holds it.
+        SayseeError: another process holds it, and this one is not to wait.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             raise SayseeError(f"another process is {doing}; wait for it to end, or stop it") from None
         yield

@@ -83,20 +83,11 @@ def train_on_manifest(
             if module is not None:
                 module.to(chosen)
         seen, dev = manifest.of("train", "dev"), manifest.of("dev")
-        speech: StoredFeatures | LiveFeatures
-        images: StoredFeatures | LiveFeatures
-        hashes = FileHashes(cache)
-        if config.training.live_features:
-            speech = LiveFeatures(recording_encoder(model.speech_backbone, LIVE_BATCH), hashes)
-            images = LiveFeatures(picture_encoder(model.image_backbone, LIVE_BATCH), hashes)
-        else:
-            if not ranks.main:  # the first process extracts what is missing, the others then find it
-                ranks.barrier()
-            speech, images = extract_features(
-                seen, model.speech_backbone, model.image_backbone, cache, progress=ranks.main
-            )
-            if ranks.main:
-                ranks.barrier()
+        if not ranks.main:  # the first process extracts what is missing, the others then find it
+            ranks.barrier()
+        speech, images, identity = features_of(model, seen, cache, progress=ranks.main)
+        if ranks.main:
+            ranks.barrier()
 
         # the fine stage costs many times the coarse one: it is measured during training where it is to choose
         fine = config.training.primary_metric.startswith("fine/")
@@ -106,9 +97,6 @@ def train_on_manifest(
 
         seconds = config.training.crop_seconds
         crop_frames = None if seconds is None else round(seconds * model.speech_backbone.frames_per_second)
-        identity = data_fingerprint(seen, speech, images)
-        if config.training.live_features and ranks.main:
-            hashes.save()
         progress = train(
             learner,
             PairDataset(manifest.of("train"), speech, images, crop_frames),
@@ -121,6 +109,39 @@ def train_on_manifest(
         if ranks.main:
             write_seen(out, seen, speech, images)
         return progress
+
+
+def features_of(
+    model: SpeechImageModel, captions: Sequence[SpokenCaption], cache: Path, *, progress: bool = False
+) -> tuple[StoredFeatures | LiveFeatures, StoredFeatures | LiveFeatures, str]:
+    """Give the features that a model trains on, stored or live as its configuration says, and the data's identity.
+
+    Args:
+        model: its backbones make the features.
+        captions: whose files are meant.
+        cache: where features, or the hashes of files, are kept.
+        progress: whether to show bars.
+
+    Returns:
+        Speech features, image features, and `data_fingerprint` of the captions.
+
+    Raises:
+        ManifestError: files that do not decode, all listed.
+        SayseeError: with live features, the first file that cannot be read.
+    """
+    speech: StoredFeatures | LiveFeatures
+    images: StoredFeatures | LiveFeatures
+    if not model.config.training.live_features:
+        speech, images = extract_features(
+            captions, model.speech_backbone, model.image_backbone, cache, progress=progress
+        )
+        return speech, images, data_fingerprint(captions, speech, images)
+    hashes = FileHashes(cache)
+    speech = LiveFeatures(recording_encoder(model.speech_backbone, LIVE_BATCH), hashes)
+    images = LiveFeatures(picture_encoder(model.image_backbone, LIVE_BATCH), hashes)
+    identity = data_fingerprint(captions, speech, images)
+    hashes.save()
+    return speech, images, identity
 
 
 def extract_on_manifest(
@@ -175,8 +196,11 @@ def extract_on_manifest(
         runs = on_ray(makers[0], cache, ray, gpus=gpus), on_ray(makers[1], cache, ray, gpus=gpus)
     elif workers > 1:
         runs = in_processes(makers[0], cache, workers), in_processes(makers[1], cache, workers)
-    else:
-        runs = in_process(makers[0](), cache), in_process(makers[1](), cache)
+    else:  # the encoders that are loaded already
+        runs = (
+            in_process(recording_encoder(speech.to(chosen), batch_size), cache),
+            in_process(picture_encoder(images.to(chosen), batch_size), cache),
+        )
     extract_features(manifest.captions, speech, images, cache, runs=runs, progress=True)
 
 
