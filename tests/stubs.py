@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from saysee.config import Config, LossConfig, ModelConfig, SearchConfig, SpeechBackboneConfig, TrainingConfig
+from saysee.data.collate import Batch
 from saysee.models.backbones import ImageBackbone, SpeechBackbone
 from saysee.models.retrieval_model import SpeechImageModel
 
@@ -98,3 +99,17 @@ def small_model(seed: int = 0, **changes: object) -> SpeechImageModel:
     backbones = StubSpeechBackbone(), StubImageBackbone()
     torch.manual_seed(seed)
     return SpeechImageModel(small_config(**changes), *backbones)
+
+
+def make_batch(ids: list[int], seed: int = 0) -> Batch:
+    """Random pairs of the images `ids`, with recordings of two to six frames."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(2, 7, (len(ids),), generator=generator)
+    mask = torch.arange(6)[None] < lengths[:, None]
+    return Batch(
+        tuple(f"caption {seed}-{row}" for row in range(len(ids))),
+        torch.randn(len(ids), LAYERS, 6, SPEECH_DIM, generator=generator) * mask[:, None, :, None],
+        mask,
+        torch.randn(len(ids), TOKENS, IMAGE_DIM, generator=generator),
+        torch.tensor(ids),
+    )

@@ -344,6 +344,18 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
     return _with_whole_paths(Config.from_dict(values, overrides))
 
 
+def differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Say in which values two nested mappings differ: `loss.queue_size (1024 there, 0 here)`."""
+    found: list[str] = []
+    for name in {**here, **there}:
+        old, new = there.get(name), here.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += differences(old, new, f"{prefix}{name}.")
+        elif old != new:
+            found.append(f"{prefix}{name} ({old} there, {new} here)")
+    return found
+
+
 def _with_whole_paths(config: Config) -> Config:
     """Write the path of a checkpoint's folder out, so that the saved model finds it from any folder."""
 

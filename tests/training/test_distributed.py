@@ -29,7 +29,7 @@ from saysee.training.distributed import Ranks, process_group
 from saysee.training.optimizer import build_optimizer
 from saysee.training.step import JointLoss, Learner, training_step
 from saysee.training.trainer import CHECKPOINT_FILE, train
-from stubs import IMAGE_DIM, LAYERS, SPEECH_DIM, TOKENS, small_model
+from stubs import IMAGE_DIM, LAYERS, SPEECH_DIM, TOKENS, make_batch, small_model
 
 STEPS = 4
 KILLED = 9
@@ -169,19 +169,6 @@ def together(arguments: list[object], size: int, status: int = 0) -> None:
     for process in processes:
         outcome = finish(process)
         assert outcome.status == status, outcome.err
-
-
-def make_batch(ids: list[int], seed: int) -> Batch:
-    generator = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(2, 7, (len(ids),), generator=generator)
-    mask = torch.arange(6)[None] < lengths[:, None]
-    return Batch(
-        tuple(f"caption {seed}-{row}" for row in range(len(ids))),
-        torch.randn(len(ids), LAYERS, 6, SPEECH_DIM, generator=generator) * mask[:, None, :, None],
-        mask,
-        torch.randn(len(ids), TOKENS, IMAGE_DIM, generator=generator),
-        torch.tensor(ids),
-    )
 
 
 def part_of(batch: Batch, ranks: Ranks) -> Batch:

@@ -15,20 +15,7 @@ from saysee.models.momentum import MomentumEncoder
 from saysee.training.distributed import Ranks
 from saysee.training.optimizer import build_optimizer
 from saysee.training.step import JointLoss, Learner, Losses, Task, draw_pairs, training_step
-from stubs import IMAGE_DIM, LAYERS, SPEECH_DIM, TOKENS, small_model
-
-
-def make_batch(ids: list[int], seed: int = 0) -> Batch:
-    generator = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(2, 7, (len(ids),), generator=generator)
-    mask = torch.arange(6)[None] < lengths[:, None]
-    return Batch(
-        tuple(f"caption {seed}-{row}" for row in range(len(ids))),
-        torch.randn(len(ids), LAYERS, 6, SPEECH_DIM, generator=generator) * mask[:, None, :, None],
-        mask,
-        torch.randn(len(ids), TOKENS, IMAGE_DIM, generator=generator),
-        torch.tensor(ids),
-    )
+from stubs import IMAGE_DIM, TOKENS, make_batch, small_model
 
 
 def make_learner(**changes: Any) -> Learner:

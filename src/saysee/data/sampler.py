@@ -13,7 +13,7 @@ class BatchOrder:
 
     Args:
         image_numbers: (n,), the image of each sample.
-        lengths: (n,), frames of each sample; used by `bucket_batches` alone.
+        lengths: (n,), frames of each sample; needed where `bucket_batches` is more than 1.
         batch_size: samples in a batch, over all processes.
         seed: decides the order of every epoch.
         bucket_batches: of how many batches the samples are sorted by length together and cut, so that a batch holds
@@ -29,7 +29,7 @@ class BatchOrder:
     def __init__(
         self,
         image_numbers: Integers,
-        lengths: Integers,
+        lengths: Integers | None,
         batch_size: int,
         seed: int,
         *,
@@ -77,6 +77,7 @@ class BatchOrder:
         for start in range(0, len(samples), bucket):
             part = samples[start : start + bucket]
             if self.bucket_batches > 1:
+                assert self.lengths is not None, "buckets are sorted by length"
                 part = part[np.argsort(self.lengths[part], kind="stable")]
             batches += [part[at : at + self.batch_size] for at in range(0, len(part), self.batch_size)]
         return batches

@@ -5,13 +5,13 @@ for captions of one image are the recipe's own in all of them.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from saysee.config import Config
+from saysee.config import Config, differences
 from saysee.errors import SayseeError
 from saysee.evaluation.metrics import RECALLS
 from saysee.evaluation.report import DIRECTION_NAMES, markdown_table
@@ -180,14 +180,14 @@ def read_ablation(path: Path, about: Mapping[str, Any]) -> Ablation:
         record = json.loads(path.read_bytes())
         version, there = record["saysee_ablation"], record["about"]
         runs = tuple(_run(run) for run in record["runs"]) if version == _FORMAT else ()
-        differences = list(_differences(there, about))
+        changed = differences(there, about)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise SayseeError(f"{path} is damaged or no record of an ablation; give another folder (--out)") from None
     if version != _FORMAT:
         raise SayseeError(f"{path} has format {version} and this saysee reads {_FORMAT}; give another folder (--out)")
-    if differences:
+    if changed:
         raise SayseeError(
-            f"{path} holds runs with another {', '.join(differences)}; one table is of one recipe, data and split, so "
+            f"{path} holds runs with another {', '.join(changed)}; one table is of one recipe, data and split, so "
             "give another folder (--out)"
         )
     return Ablation(there, runs)
@@ -252,7 +252,7 @@ def _summary(
     row: str, runs: Sequence[Run], expected: Sequence[int], baseline: Mapping[int, Mapping[str, float]]
 ) -> RowSummary:
     finished = tuple(run.seed for run in runs)
-    metrics, differences = {}, {}
+    metrics, gains = {}, {}
     for stage in STAGES:
         for name in (f"{stage}/{direction}/{recall}" for direction in DIRECTION_NAMES for recall in RECALLS):
             values = {run.seed: run.metrics[name] for run in runs if name in run.metrics}
@@ -262,7 +262,7 @@ def _summary(
             beside = name.replace("fine/", "coarse/")
             gained = [value - baseline[seed][beside] for seed, value in values.items() if seed in baseline]
             if gained and row != BASELINE:
-                differences[name] = _over_seeds(gained)
+                gains[name] = _over_seeds(gained)
     timed = [run.seconds for run in runs if run.seconds is not None]
     return RowSummary(
         row,
@@ -270,7 +270,7 @@ def _summary(
         tuple(seed for seed in expected if seed not in finished),
         _over_seeds(timed) if timed else None,
         metrics,
-        differences,
+        gains,
     )
 
 
@@ -310,15 +310,6 @@ def _spread(figure: Spread | None, form: str) -> str:
     if figure.lowest is None or figure.highest is None:
         return f"{figure.mean:{form}} [unknown]"
     return f"{figure.mean:{form}} [{figure.lowest:{form}} to {figure.highest:{form}}]"
-
-
-def _differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for name in sorted({*there, *here}):
-        old, new = there.get(name), here.get(name)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            yield from _differences(old, new, f"{prefix}{name}.")
-        elif old != new:
-            yield f"{prefix}{name} ({old} there, {new} here)"
 
 
 def _seed(run: Run) -> int:

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from saysee.config import Config
+from saysee.config import Config, differences
 from saysee.errors import SayseeError
 from saysee.files import atomic_path
 from saysee.models.retrieval_model import hash_tensors
@@ -92,7 +92,7 @@ def load_checkpoint(path: Path, learner: Learner, config: Config, data_fingerpri
     if header["backbones"] != _backbones(learner):
         raise SayseeError(f"{path} belongs to a run on other frozen encoders; train into another folder (--out)")
     if header["config"] != config.to_dict():
-        changed = ", ".join(_differences(header["config"], config.to_dict()))
+        changed = ", ".join(differences(header["config"], config.to_dict()))
         raise SayseeError(f"{path} belongs to a run with another {changed}; train into another folder (--out)")
 
     learner.model.load_trainable_state(_below(tensors, "model."), str(path))
@@ -115,14 +115,3 @@ def _backbones(learner: Learner) -> list[str]:
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _differences(a: dict[str, object], b: dict[str, object], prefix: str = "") -> list[str]:
-    names: list[str] = []
-    for name, new in b.items():
-        old = a.get(name)
-        if isinstance(old, dict) and isinstance(new, dict):
-            names += _differences(old, new, f"{prefix}{name}.")
-        elif old != new:
-            names.append(f"{prefix}{name} ({old} there, {new} here)")
-    return names

@@ -91,7 +91,7 @@ def train(
     settings = learner.model.config.training
     order = BatchOrder(
         dataset.image_numbers,
-        dataset.lengths if settings.bucket_batches > 1 else dataset.image_numbers,
+        dataset.lengths if settings.bucket_batches > 1 else None,
         settings.batch_size,
         settings.seed,
         bucket_batches=settings.bucket_batches,

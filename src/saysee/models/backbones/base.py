@@ -17,9 +17,9 @@ from saysee.config import SpeechBackboneConfig
 from saysee.errors import SayseeError
 
 SAMPLE_RATE = 16_000
-# CLIP's mean and standard deviation of red, green and blue, with which BLIP-2 was trained too
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+# CLIP's mean and standard deviation of red, green and blue, with which BLIP-2 was trained too; on the scale 0 to 255
+CLIP_MEAN = tuple(255 * value for value in (0.48145466, 0.4578275, 0.40821073))
+CLIP_STD = tuple(255 * value for value in (0.26862954, 0.26130258, 0.27577711))
 # Part of every fingerprint: raise it when a change of this package gives other outputs from the same weights.
 _OUTPUT_VERSION = 1
 
@@ -191,6 +191,45 @@ class ImageBackbone(FrozenBackbone, ABC):
     @abstractmethod
     def forward(self, pixels: Tensor) -> Tensor:
         """Encode pixels (B, 3, H, W) to `image_tokens` (B, P, D) of type `dtype`."""
+
+
+class VisionTransformer(nn.Module):
+    """A published vision transformer that says of itself what `VisionBackbone` needs, and maps pixels to tokens.
+
+    Attributes:
+        identity: every value of its architecture that decides the tokens.
+        dim: D, the width of a token.
+        num_tokens: P, tokens of a picture.
+        image_size: side of the square that it takes, in pixels.
+    """
+
+    identity: dict[str, dict[str, Any]]
+    dim: int
+    num_tokens: int
+    image_size: int
+
+
+class VisionBackbone(ImageBackbone):
+    """A frozen vision transformer, whose tokens are kept as they come.
+
+    Args:
+        encoder: the network with its weights.
+        family: whose architecture it has.
+        pooled_first: see `ImageBackbone`.
+    """
+
+    def __init__(self, encoder: VisionTransformer, family: str, *, pooled_first: bool) -> None:
+        super().__init__(encoder, {"family": family, **encoder.identity})
+        self.dim = encoder.dim
+        self.num_tokens = encoder.num_tokens
+        self.image_size = encoder.image_size
+        self.pooled_first = pooled_first
+
+    @torch.inference_mode()
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Encode pixels (B, 3, H, W) to `image_tokens` (B, P, D)."""
+        tokens: Tensor = self.encoder(pixels.to(self.device, self.dtype))
+        return tokens
 
 
 def mix_layers(states: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel, Blip2VisionConfig, Blip2VisionModel
 
 from saysee.config import ImageBackboneConfig
-from saysee.models.backbones.base import CLIP_MEAN, CLIP_STD, ImageBackbone, square_pixels
+from saysee.models.backbones.base import CLIP_MEAN, CLIP_STD, VisionBackbone, VisionTransformer, square_pixels
 from saysee.models.backbones.weights import load_strictly, published
 
 VISION = (
@@ -38,7 +38,7 @@ QFORMER = (
 """What of BLIP-2's configuration decides the tokens."""
 
 
-class Blip2Encoder(nn.Module):
+class Blip2Encoder(VisionTransformer):
     """The vision transformer and, for `queries`, the Q-Former with its learnt queries; names as in a checkpoint.
 
     Args:
@@ -76,33 +76,19 @@ class Blip2Encoder(nn.Module):
         return tokens
 
 
-class Blip2Backbone(ImageBackbone):
+class Blip2Backbone(VisionBackbone):
     """BLIP-2's patches (257 x 1408 in the published models, [CLS] first) or its queries (32 x 768).
 
     Args:
         encoder: the networks with their weights.
     """
 
-    encoder: Blip2Encoder
-
     def __init__(self, encoder: Blip2Encoder) -> None:
-        super().__init__(encoder, {"family": "blip2", **encoder.identity})
-        self.dim = encoder.dim
-        self.num_tokens = encoder.num_tokens
-        self.image_size = encoder.image_size
-        self.pooled_first = encoder.qformer is None
+        super().__init__(encoder, "blip2", pooled_first=encoder.qformer is None)
 
     def prepare(self, image: Image.Image) -> Tensor:
         """Resize the whole RGB picture (bicubic, not cropped) and normalise it as CLIP does."""
-        return square_pixels(
-            image, self.image_size, mean=[255 * value for value in CLIP_MEAN], std=[255 * value for value in CLIP_STD]
-        )
-
-    @torch.inference_mode()
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Encode pixels (B, 3, H, W) to `image_tokens` (B, P, D)."""
-        tokens: Tensor = self.encoder(pixels.to(self.device, self.dtype))
-        return tokens
+        return square_pixels(image, self.image_size, CLIP_MEAN, CLIP_STD)
 
 
 def load(config: ImageBackboneConfig) -> Blip2Backbone:

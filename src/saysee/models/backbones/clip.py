@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from saysee.config import ImageBackboneConfig
-from saysee.models.backbones.base import CLIP_MEAN, CLIP_STD, ImageBackbone, square_pixels
+from saysee.models.backbones.base import CLIP_MEAN, CLIP_STD, VisionBackbone, VisionTransformer, square_pixels
 from saysee.models.backbones.weights import load_strictly, published
 
 ARCHITECTURE = (
@@ -32,7 +32,7 @@ _POSITION_IDS = "vision_model.embeddings.position_ids"
 _LONGEST = 16  # the longer side, in shorter sides, up to which a picture is resized as a whole (ours)
 
 
-class ClipEncoder(nn.Module):
+class ClipEncoder(VisionTransformer):
     """The vision transformer and, for `pooled`, the projection into the space shared with text; names as published.
 
     Args:
@@ -64,21 +64,15 @@ class ClipEncoder(nn.Module):
         return embedding[:, None]
 
 
-class ClipBackbone(ImageBackbone):
+class ClipBackbone(VisionBackbone):
     """CLIP's patches ([CLS] first; L/14: 257 x 1024), or its image embedding (1 x 512 in B/32, 1 x 768 in L/14).
 
     Args:
         encoder: the network with its weights.
     """
 
-    encoder: ClipEncoder
-
     def __init__(self, encoder: ClipEncoder) -> None:
-        super().__init__(encoder, {"family": "clip", **encoder.identity})
-        self.dim = encoder.dim
-        self.num_tokens = encoder.num_tokens
-        self.image_size = encoder.image_size
-        self.pooled_first = True
+        super().__init__(encoder, "clip", pooled_first=True)
 
     def prepare(self, image: Image.Image) -> Tensor:
         """Resize the shorter side of an RGB picture (bicubic), keep the square in the middle, and normalise it."""
@@ -86,15 +80,7 @@ class ClipBackbone(ImageBackbone):
         # a line of 30,000 pixels would become gigabytes as a whole; what is far from the middle is cut off all the same
         image = _middle(image, *(min(side, _LONGEST * short) for side in image.size))
         image = image.resize([int(size * side / short) for side in image.size], Image.Resampling.BICUBIC)
-        return square_pixels(
-            _middle(image, size, size), size, [255 * value for value in CLIP_MEAN], [255 * value for value in CLIP_STD]
-        )
-
-    @torch.inference_mode()
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Encode pixels (B, 3, H, W) to `image_tokens` (B, P, D)."""
-        tokens: Tensor = self.encoder(pixels.to(self.device, self.dtype))
-        return tokens
+        return square_pixels(_middle(image, size, size), size, CLIP_MEAN, CLIP_STD)
 
 
 def load(config: ImageBackboneConfig) -> ClipBackbone:
