@@ -15,7 +15,7 @@ import numpy as np
 import safetensors
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 
 from saysee.files import atomic_path
 
@@ -72,7 +72,8 @@ class FileHashes:
 
     def _read(self) -> tuple[NDArray[np.bytes_], NDArray[np.uint8]]:
         try:
-            tensors = load_file(self._path)
+            # opened once: `load_file` opens it again to map it, and another process may have replaced it by then
+            tensors = load(self._path.read_bytes())
             keys, digests = tensors["file"].numpy().view("S16")[:, 0], tensors["sha256"].numpy()
         except (OSError, safetensors.SafetensorError, KeyError):
             keys, digests = np.empty(0, "S16"), np.empty((0, 32), np.uint8)
