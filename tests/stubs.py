@@ -48,9 +48,9 @@ class StubSpeechBackbone(SpeechBackbone):
 
 
 class StubImageBackbone(ImageBackbone):
-    """Five tokens: fixed projections of a picture brought to 8 x 8."""
+    """Five tokens, one and 2 x 2: fixed projections of a picture brought to 8 x 8."""
 
-    dim, num_tokens, image_size, pooled_first = IMAGE_DIM, TOKENS, 8, True
+    dim, num_tokens, image_size, pooled_first, grid = IMAGE_DIM, TOKENS, 8, True, (2, 2)
 
     def __init__(self) -> None:
         torch.manual_seed(12)

@@ -1,9 +1,21 @@
-"""Dropout by bytes: its rate at every position, its scale, its gradient, and that eval mode is exact."""
+"""Attention weights that are those of the fused kernel; dropout by bytes: rate, scale, gradient, exact eval mode."""
 
 import pytest
 import torch
 
-from saysee.models.attention import Dropout
+from saysee.models.attention import Attention, Dropout
+
+
+def test_weights_are_those_with_which_attend_takes_the_values() -> None:
+    torch.manual_seed(0)
+    attention = Attention(24, heads=3)
+    queries = attention.project_queries(torch.randn(2, 6, 24) * 5)
+    keys, values = attention.project_keys(torch.randn(2, 9, 24) * 5)
+    weights = attention.weights(queries, keys)
+    assert weights.shape == (2, 3, 6, 9)
+    assert weights.max() > 0.9  # far from uniform, so that a wrong scale would show
+    taken = attention.output((weights @ values).transpose(1, 2).flatten(2))
+    torch.testing.assert_close(taken, attention.attend(queries, keys, values), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("probability", [0.1, 0.5])

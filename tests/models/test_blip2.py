@@ -46,6 +46,17 @@ def test_patches_equal_transformers_vision_model(published: Published) -> None:
     assert not any(parameter.requires_grad for parameter in backbone.parameters())
 
 
+def test_patches_lie_on_the_grid_row_by_row_after_cls(published: Published) -> None:
+    backbone = load_image_backbone(ImageBackboneConfig(family="blip2", checkpoint=str(published[0])))
+    assert backbone.grid == (4, 4)
+    picture = Image.new("RGB", (120, 60))
+    other = picture.copy()
+    other.paste((255, 0, 0), (98, 18, 112, 27))  # inside the second row's last cell, 30 x 15 pixels of this picture
+    before, after = (published[1].vision_model.embeddings(backbone.prepare(image)[None]) for image in (picture, other))
+    changed = (before - after).abs().amax(2)[0] > 1e-4
+    assert changed.nonzero().flatten().tolist() == [1 + 4 * 1 + 3]
+
+
 def test_queries_equal_transformers_qformer(published: Published) -> None:
     config = ImageBackboneConfig(family="blip2", checkpoint=str(published[0]), tokens="queries")
     backbone = load_image_backbone(config)
@@ -60,6 +71,7 @@ def test_queries_equal_transformers_qformer(published: Published) -> None:
     tokens = backbone(pixels())
     assert tokens.shape == (2, backbone.num_tokens, backbone.dim) == (2, 5, 24)
     assert not backbone.pooled_first
+    assert backbone.grid is None
     torch.testing.assert_close(tokens, expected, atol=1e-5, rtol=1e-5)
     assert (tokens[:, 0] - tokens[:, 1]).abs().max() > 0.1  # the queries were read, and not left at zero
 

@@ -70,6 +70,18 @@ def test_a_checkpoint_without_the_text_side_gives_the_same(published: tuple[Path
     torch.testing.assert_close(load(tmp_path)(pixels()), expected.last_hidden_state, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("tokens", ["patches", "pooled"])
+def test_no_grid_is_claimed_over_a_picture_of_which_the_ends_are_cut_off(
+    tokens: Tokens, published: tuple[Path, CLIPModel]
+) -> None:
+    backbone = load(published[0], tokens)
+    picture = Image.new("RGB", (160, 56))
+    other = picture.copy()
+    other.paste((255, 255, 255), (0, 0, 40, 56))
+    assert torch.equal(backbone.prepare(picture), backbone.prepare(other))
+    assert backbone.grid is None
+
+
 @pytest.mark.parametrize("size", [(91, 40), (40, 91), (57, 56), (56, 56), (301, 200), (56, 301), (20, 33)])
 def test_a_picture_is_prepared_as_transformers_does(size: tuple[int, int], published: tuple[Path, CLIPModel]) -> None:
     rng = np.random.default_rng(0)

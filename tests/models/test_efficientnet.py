@@ -77,6 +77,7 @@ def test_the_first_token_is_the_mean_and_the_others_are_the_grid_row_by_row(bund
     torch.testing.assert_close(tokens[:, 0], tokens[:, 1:].mean(1))
     grid = bundled.encoder(pixels)
     assert grid.shape == (1, 1280, 7, 7)
+    assert bundled.grid == (7, 7)
     assert torch.equal(tokens[0, 1 + 7 * 2 + 5], grid[0, :, 2, 5])
 
 

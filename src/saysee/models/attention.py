@@ -3,6 +3,7 @@
 Shapes: B batch, T queries, S keys, H width, N heads, d = H / N.
 """
 
+import math
 from collections.abc import Callable
 from typing import TypeVar, cast
 
@@ -47,6 +48,14 @@ class Attention(nn.Module):
             attn_mask=None if mask is None else mask[:, None, None, :],
         )
         return cast(Tensor, self.output(attended.transpose(1, 2).flatten(2)))
+
+    def weights(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """Return the weights (B, N, T, S) with which `attend`, which never has them in memory, takes the values.
+
+        For looking at, see `saysee.models.heat`; nothing else needs them. Each query's sum to 1.
+        """
+        scores = queries @ keys.transpose(2, 3) / math.sqrt(queries.shape[3])
+        return scores.softmax(3)
 
     def _split(self, x: Tensor) -> Tensor:
         batch, length, width = x.shape

@@ -129,6 +129,30 @@ class MultimodalEncoder(nn.Module):
         not_matched, matched = self.head(self.output_norm(x[:, 0])).float().unbind(-1)
         return torch.sub(matched, not_matched)
 
+    def cross_attention(self, speech: PreparedSpeech, images: PreparedImages) -> Tensor:
+        """Return how much of its attention each frame of M recordings gives to each token of their pictures.
+
+        The weights of the cross-attention, averaged over the heads and over all layers but the last. In the last
+        layer only [CLS] asks: no score depends on what a frame would ask there, so training never shaped it. With a
+        single layer [CLS]'s weights are all there is, and they are given to every frame alike.
+
+        Returns:
+            (M, T - 1, P): [CLS] is no moment of the recording and is left out. Rows of one frame sum to 1; those of
+            frames that `speech.mask` calls padding mean nothing.
+        """
+        x, queries, mask = speech
+        asking = self.layers[:-1] or self.layers
+        weights = []
+        for number, (layer, (keys, values)) in enumerate(zip(asking, images.keys_values, strict=False)):
+            assert isinstance(layer, MultimodalLayer)
+            if number > 0:
+                x = layer.attend_to_speech(x, mask, only_cls=False)
+                queries = layer.ask(x)
+            weights.append(layer.cross_attention.weights(queries, keys).mean(1))
+            x = layer.attend_to_image(x, queries, keys, values)
+        mean = torch.stack(weights).mean(0)
+        return mean.expand(-1, mask.shape[1] - 1, -1) if len(self.layers) == 1 else mean[:, 1:]
+
     def match_pairs(
         self,
         speech_hidden: Tensor,

@@ -177,12 +177,15 @@ class ImageBackbone(FrozenBackbone, ABC):
         num_tokens: P, tokens of a picture.
         image_size: side of the square, in pixels, that every picture is resized to.
         pooled_first: whether the first token stands for the whole picture ([CLS], or a mean).
+        grid: rows and columns of the grid in which the last rows x columns tokens lie, row by row from the upper left
+            corner, and which covers the whole picture; None where they lie on no such grid.
     """
 
     dim: int
     num_tokens: int
     image_size: int
     pooled_first: bool
+    grid: tuple[int, int] | None = None
 
     @abstractmethod
     def prepare(self, image: Image.Image) -> Tensor:
@@ -201,12 +204,14 @@ class VisionTransformer(nn.Module):
         dim: D, the width of a token.
         num_tokens: P, tokens of a picture.
         image_size: side of the square that it takes, in pixels.
+        grid: see `ImageBackbone`.
     """
 
     identity: dict[str, dict[str, Any]]
     dim: int
     num_tokens: int
     image_size: int
+    grid: tuple[int, int] | None = None
 
 
 class VisionBackbone(ImageBackbone):
@@ -223,6 +228,7 @@ class VisionBackbone(ImageBackbone):
         self.dim = encoder.dim
         self.num_tokens = encoder.num_tokens
         self.image_size = encoder.image_size
+        self.grid = encoder.grid
         self.pooled_first = pooled_first
 
     @torch.inference_mode()

@@ -53,7 +53,9 @@ class Blip2Encoder(VisionTransformer):
         self.vision_model = Blip2VisionModel(vision_config)
         self.identity = {"vision": {name: getattr(vision_config, name) for name in VISION}}
         self.dim = vision_config.hidden_size
-        self.num_tokens = 1 + (vision_config.image_size // vision_config.patch_size) ** 2
+        side = vision_config.image_size // vision_config.patch_size
+        self.num_tokens = 1 + side**2
+        self.grid = side, side
         self.image_size = vision_config.image_size
         self.qformer = None
         if qformer is not None:
@@ -65,6 +67,7 @@ class Blip2Encoder(VisionTransformer):
             self.query_tokens = nn.Parameter(torch.zeros(1, num_queries, qformer_config.hidden_size))
             self.identity["qformer"] = {name: getattr(qformer_config, name) for name in QFORMER}
             self.dim, self.num_tokens = qformer_config.hidden_size, num_queries
+            self.grid = None  # every query sees all of the picture
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Map pixels (B, 3, H, W) to the patches with [CLS] first, or to the queries: (B, P, D)."""

@@ -67,6 +67,8 @@ class ClipEncoder(VisionTransformer):
 class ClipBackbone(VisionBackbone):
     """CLIP's patches ([CLS] first; L/14: 257 x 1024), or its image embedding (1 x 512 in B/32, 1 x 768 in L/14).
 
+    `grid` is None for the patches too: they cover the square in the middle, and a grid must cover the whole picture.
+
     Args:
         encoder: the network with its weights.
     """

@@ -112,7 +112,9 @@ class EfficientNetBackbone(ImageBackbone):
         super().__init__(encoder, {"family": "efficientnet", "architecture": architecture})
         self.image_size = SCALES[architecture].image_size
         self.dim = _HEAD
-        self.num_tokens = 1 + math.ceil(self.image_size / 32) ** 2
+        side = math.ceil(self.image_size / 32)
+        self.num_tokens = 1 + side**2
+        self.grid = side, side
         self.pooled_first = True
 
     def prepare(self, image: Image.Image) -> Tensor:
