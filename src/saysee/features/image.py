@@ -3,12 +3,14 @@
 Resizing and normalisation belong to the backbones.
 """
 
+import io
 import os
 import re
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
@@ -122,12 +124,39 @@ def load_image(
             return as_rgb(image)
 
 
+def looks_like_picture(file: BinaryIO) -> bool:
+    """Return whether a file begins as a picture does, one of a format that is not read included."""
+    file.seek(0)
+    head = file.read(512)
+    signatures = [*(signature for signature, _ in _READERS.values()), *_REFUSED.values()]
+    return any(signature.match(head) for signature in signatures)
+
+
+def picture_date(content: bytes) -> int | None:
+    """Return when a picture was taken, as its EXIF data says (DateTimeOriginal, else DateTime; EXIF 2.32, 4.6.5).
+
+    Args:
+        content: of the file.
+
+    Returns:
+        Seconds since 1970 on the clock of that place, as if that were UTC; None where it does not say.
+    """
+    try:
+        exif = _READERS[_find_format(io.BytesIO(content))][1](io.BytesIO(content)).getexif()
+        text = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.DateTimeOriginal) or exif.get(ExifTags.Base.DateTime)
+        return int(datetime.strptime(str(text)[:19], "%Y:%m:%d %H:%M:%S").replace(tzinfo=UTC).timestamp())
+    except Exception:  # no EXIF block, a broken one, or a date that is none: the picture is good all the same
+        return None
+
+
 def as_rgb(image: Image.Image) -> Image.Image:
     """Return a picture of any mode as `load_image` gives it: upright, over white, 8-bit RGB."""
     rgb = _to_rgb(image)
     # after loading: PNG may hold it behind the pixels, and the TIFF reader turns the picture by itself
     turn = _UPRIGHT.get(_orientation(image))
-    return rgb if turn is None else rgb.transpose(turn)
+    upright = rgb if turn is None else rgb.transpose(turn)
+    upright.info.clear()  # it has been done: who is given the picture would turn it a second time
+    return upright
 
 
 @contextmanager
