@@ -108,11 +108,16 @@ class SpeechImageModel(nn.Module):
             ImageError: a picture that does not decode or is out of the limits.
         """
         parts = []
-        with _evaluating(self):
-            for batch in _batches(pictures, batch_size):
-                pixels = [self.image_backbone.prepare(_image(picture)) for picture in batch]
-                parts.append(self.image_encoder(self.image_backbone(torch.stack(pixels)).float()))
+        for batch in _batches(pictures, batch_size):
+            pixels = [self.image_backbone.prepare(_image(picture)) for picture in batch]
+            parts.append(self.encode_pixels(torch.stack(pixels)))
         return ImageEncoding(*(torch.cat(field) for field in zip(*parts, strict=True)))
+
+    @torch.inference_mode()
+    def encode_pixels(self, pixels: Tensor) -> ImageEncoding:
+        """Encode pictures (B, 3, H, W) that `image_backbone.prepare` has made ready, in eval mode."""
+        with _evaluating(self):
+            return cast(ImageEncoding, self.image_encoder(self.image_backbone(pixels).float()))
 
     @torch.inference_mode()
     def match(self, speech: SpeechEncoding, images: ImageEncoding) -> Tensor:

@@ -1,214 +1,199 @@
-"""An index of somebody's pictures: embeddings, projected tokens, and which file each row is.
+"""An index of somebody's pictures (or recordings): which folder, which model, and the store with what the model made.
 
-A folder with `index.json` (format, model, counts, and the names and hashes of the two other files), `pictures-*.jsonl`
-(one line a picture, in the order of the rows) and `vectors-*.safetensors`: `embedding` (N, E) float32 and, with a fine
-stage, `hidden` (N, P, H) float16. The two are named by their content, and `index.json` is replaced by one rename when
-both are written: whenever the building is stopped, the folder holds the old index or the new one.
+A folder with `index.json`, which says what the index is of, and the files of the embedded store; or `index.json` alone,
+where the store is a Milvus collection. It is made and brought up to date by `building`.
 """
 
-import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Self, get_args
 
-import safetensors
-import torch
-from PIL import Image
-from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from saysee.errors import SayseeError
-from saysee.features.extract import read_ahead
 from saysee.features.image import load_image
-from saysee.files import atomic_path, write_text
-from saysee.models.retrieval_model import SpeechImageModel, hash_tensors
+from saysee.files import sole_process
+from saysee.models.retrieval_model import SpeechImageModel
+from saysee.search.encoding import THUMBNAIL_SIDE, make_again
+from saysee.search.sheet import make_thumbnail
+from saysee.search.stores.base import Item, Kind, Store
 
-FORMAT_VERSION = 1
-PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
-BATCH = 16
+FORMAT_VERSION = 2
 INDEX_FILE = "index.json"
+LOCK_FILE = "lock"
 
 
 @dataclass(frozen=True)
-class PictureIndex:
-    """An index in memory.
+class Description:
+    """What an index is of; `index.json` holds it.
 
     Attributes:
-        folder: where the pictures are.
-        paths: each row's file, below `folder` (N).
-        embedding: `image_embedding` (N, E), float32.
-        hidden: projected tokens (N, P, H), float16; None when the model has no fine stage.
+        folder: where the files are.
+        kind: what they are.
         model: the model folder it was built with.
         model_fingerprint: that model's fingerprint.
+        dim: E, the length of an embedding.
+        fine: whether the fine stage has tokens to work on: stored ones, or made again from the files.
+        milvus: address of a Milvus server; None for the embedded store.
+        collection: the collection there.
     """
 
     folder: Path
-    paths: tuple[str, ...]
-    embedding: Tensor
-    hidden: Tensor | None
+    kind: Kind
     model: Path
     model_fingerprint: str
+    dim: int
+    fine: bool
+    milvus: str | None = None
+    collection: str | None = None
+
+    def to_json(self) -> str:
+        """Return the content of `index.json`."""
+        values = {"saysee_index": FORMAT_VERSION, **asdict(self)}
+        return json.dumps({**values, "folder": str(self.folder), "model": str(self.model)}, indent=2) + "\n"
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read `index.json` of an index folder.
+
+        Raises:
+            SayseeError: no index there, another format, or a damaged file.
+        """
+        if not (path / INDEX_FILE).is_file():
+            raise SayseeError(f"{path} is no index; make one with `saysee index build DIR --model MODEL --into {path}`")
+        try:
+            values = json.loads((path / INDEX_FILE).read_bytes())
+            version = values.pop("saysee_index")
+            if version != FORMAT_VERSION:
+                raise SayseeError(
+                    f"{path} has index format {version}; this saysee reads {FORMAT_VERSION}: upgrade saysee, or remove "
+                    f"{path} and build the index again"
+                )
+            description = cls(**{**values, "folder": Path(values["folder"]), "model": Path(values["model"])})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise SayseeError(f"{path / INDEX_FILE} is damaged ({error}); remove {path} and build again") from None
+        if description.kind not in get_args(Kind):
+            raise SayseeError(f"{path / INDEX_FILE} is damaged (kind is {description.kind!r}); build again")
+        return description
+
+
+class Index:
+    """An open index.
+
+    Attributes:
+        path: the index folder.
+        description: what it is of.
+        store: where its items are.
+    """
+
+    def __init__(self, path: Path, description: Description, store: Store) -> None:
+        self.path = path
+        self.description = description
+        self.store = store
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.store)
 
+    def file(self, item: Item) -> Path:
+        """Return where an item's file is, or was when the index was updated last."""
+        return self.description.folder / item.path
 
-@dataclass(frozen=True)
-class BuildReport:
-    """What `build_index` did: how many pictures are in, and each skipped file or folder with the reason."""
+    def thumbnail(self, item_id: str) -> bytes | None:
+        """Return a JPEG of a picture, without EXIF; None for an id that is not there or a file that is gone."""
+        if (stored := self.store.thumbnail(item_id)) is not None:
+            return stored
+        (item,) = self.store.get([item_id])
+        if item is None or self.description.kind != "picture":
+            return None
+        try:
+            return make_thumbnail(load_image(self.file(item)), THUMBNAIL_SIDE)
+        except SayseeError:
+            return None
 
-    indexed: int
-    skipped: dict[Path, str]
+    def hidden(self, items: Sequence[Item], model: SpeechImageModel) -> list[Tensor | None]:
+        """Return the tokens (P, H) of items, stored ones or made again from the files; None where a file is gone.
 
+        Raises:
+            KeyError: an item is not there any more.
+        """
+        stored = self.store.hidden([item.id for item in items])
+        if stored is not None:
+            return list(stored)
 
-def find_pictures(folder: Path, unreadable: Callable[[OSError], None] | None = None) -> Iterator[Path]:
-    """Yield the files below a folder whose suffix is a picture's, hidden ones left out, in the order of their names.
+        def prepare(path: Path) -> Tensor:
+            return model.image_backbone.prepare(load_image(path))
 
-    Args:
-        folder: where to look.
-        unreadable: is told of each folder below that cannot be listed.
-    """
-    for root, folders, files in os.walk(folder, onerror=unreadable):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.lower() in PICTURE_SUFFIXES:
-                yield Path(root) / name
+        return make_again(model, [self.file(item) for item in items], prepare)
 
+    def require_model(self, model: SpeechImageModel, name: str) -> None:
+        """Refuse another model than the one that the index was built with.
 
-def build_index(
-    folder: Path, model: SpeechImageModel, model_folder: Path, into: Path, *, workers: int = 2, progress: bool = False
-) -> BuildReport:
-    """Index every picture below `folder`; a bad one is skipped and reported.
-
-    Args:
-        folder: pictures, in subfolders too.
-        model: encodes them.
-        model_folder: where `model` came from; the index remembers it.
-        into: the index folder; an earlier index there is replaced when the new one is complete.
-        workers: threads that decode.
-        progress: whether to show a bar.
-
-    Raises:
-        SayseeError: no such folder, no picture in it that can be used, or `into` is something else than an index.
-    """
-    if not folder.is_dir():
-        raise SayseeError(f"{folder} is no folder; give the folder that holds your pictures")
-    _refuse_what_is_no_index(into)
-    skipped: dict[Path, str] = {}
-
-    def unreadable(error: OSError) -> None:
-        skipped[Path(error.filename)] = f"{error.filename}: {error.strerror}"
-
-    paths = list(find_pictures(folder, unreadable))
-    names: list[str] = []
-    embeddings: list[Tensor] = []
-    hiddens: list[Tensor] = []
-    waiting: list[Image.Image] = []
-    fine = model.multimodal_encoder is not None
-
-    def encode_waiting() -> None:
-        encoding = model.encode_image(waiting)
-        embeddings.append(encoding.embedding.cpu())
-        if fine:
-            hiddens.append(encoding.hidden.half().cpu())
-        waiting.clear()
-
-    files = read_ahead(paths, load_image, workers=workers, ahead=BATCH)
-    hide = None if progress else True
-    for path, result in tqdm(files, "pictures", total=len(paths), unit="file", disable=hide, delay=2):
-        if isinstance(result, str):
-            skipped[path] = result
-            continue
-        names.append(os.path.relpath(path, folder))
-        waiting.append(result)
-        if len(waiting) == BATCH:
-            encode_waiting()
-    if waiting:
-        encode_waiting()
-    if not names:
-        reasons = "".join(f"\n  {reason}" for reason in skipped.values())
-        raise SayseeError(f"no picture in {folder} could be indexed{reasons}")
-
-    tensors = {"embedding": torch.cat(embeddings)}
-    if fine:
-        tensors["hidden"] = torch.cat(hiddens)
-    described = {
-        "saysee_index": FORMAT_VERSION,
-        "folder": str(folder.resolve()),
-        "model": str(model_folder.resolve()),
-        "model_fingerprint": model.fingerprint,
-        "pictures": len(names),
-        "skipped": len(skipped),
-    }
-    _write(into, described, "".join(f"{json.dumps({'path': name})}\n" for name in names), tensors)
-    return BuildReport(len(names), skipped)
-
-
-def read_index(into: Path) -> PictureIndex:
-    """Read an index folder and check it against its hashes.
-
-    Raises:
-        SayseeError: no index there, a file missing or altered, or another format.
-    """
-    if not (into / INDEX_FILE).is_file():
-        raise SayseeError(f"{into} is no index; make one with `saysee index build DIR --model MODEL --into {into}`")
-    try:
-        described = json.loads((into / INDEX_FILE).read_text(encoding="utf-8"))
-        version = described["saysee_index"]
-        if version != FORMAT_VERSION:
+        Raises:
+            SayseeError: it is another; both are named.
+        """
+        if model.fingerprint != self.description.model_fingerprint:
             raise SayseeError(
-                f"{into} has index format {version}; this saysee reads {FORMAT_VERSION}: upgrade saysee or build again"
+                f"the index was built with {self.description.model} (fingerprint "
+                f"{self.description.model_fingerprint[:12]}), and {name} has fingerprint {model.fingerprint[:12]}; "
+                "give the index its own model, or build another index with this one"
             )
-        rows = (into / described["rows"]["file"]).read_text(encoding="utf-8")
-        tensors = load_file(into / described["vectors"]["file"])
-        index = PictureIndex(
-            Path(described["folder"]),
-            tuple(json.loads(row)["path"] for row in rows.splitlines()),
-            tensors["embedding"],
-            tensors.get("hidden"),
-            Path(described["model"]),
-            described["model_fingerprint"],
-        )
-        recorded = (described["rows"]["sha256"], described["vectors"]["sha256"])
-    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
-        raise SayseeError(f"{into} is damaged ({error}); build it again with `saysee index build`") from None
-    if recorded != (_hash_text(rows), hash_tensors(tensors)):
-        raise SayseeError(f"{into} is damaged (its content does not fit its hashes); build it again")
-    return index
+
+    @contextmanager
+    def writing(self, tell: Callable[[str], None]) -> Iterator[None]:
+        """Be the only process that writes to the index; waits for another one, and says so."""
+        with writing_to(self.path, tell):
+            self.store.refresh()
+            yield
+
+    def close(self) -> None:
+        """Let go of the store."""
+        self.store.close()
 
 
-def _refuse_what_is_no_index(into: Path) -> None:
-    if not into.exists() or (into.is_dir() and not any(into.iterdir())):
-        return
+@contextmanager
+def writing_to(path: Path, tell: Callable[[str], None]) -> Iterator[None]:
+    """Hold the lock of an index folder; waits for another process that holds it, and says so first."""
+    lock = path / LOCK_FILE
     try:
-        is_index = "saysee_index" in json.loads((into / INDEX_FILE).read_bytes())
-    except (OSError, ValueError, TypeError):
-        is_index = False
-    if not is_index:
-        raise SayseeError(f"{into} exists and is no index; give a folder that does not exist yet")
+        with sole_process(lock, "writing to the index"):
+            pass
+    except SayseeError:
+        tell(f"another process is writing to {path}; waiting for it to end")
+    with sole_process(lock, "writing to the index", wait=True):
+        yield
 
 
-def _write(into: Path, described: dict[str, Any], rows: str, tensors: dict[str, Tensor]) -> None:
-    """Write both files under names of their own, switch to them, and only then remove what was there before."""
-    if not (into / INDEX_FILE).exists():
-        # marks the folder as ours before anything else is in it, so that a first building that was stopped goes on
-        write_text(into / INDEX_FILE, json.dumps({"saysee_index": FORMAT_VERSION, "rows": None}) + "\n")
-    rows_hash, vectors_hash = _hash_text(rows), hash_tensors(tensors)
-    rows_file, vectors_file = f"pictures-{rows_hash[:16]}.jsonl", f"vectors-{vectors_hash[:16]}.safetensors"
-    write_text(into / rows_file, rows)
-    with atomic_path(into / vectors_file) as temporary:
-        save_file(tensors, temporary)
-    described["rows"] = {"file": rows_file, "sha256": rows_hash}
-    described["vectors"] = {"file": vectors_file, "sha256": vectors_hash}
-    write_text(into / INDEX_FILE, json.dumps(described, indent=2) + "\n")
-    for old in (*into.glob("pictures-*.jsonl"), *into.glob("vectors-*.safetensors")):
-        if old.name not in (rows_file, vectors_file):
-            old.unlink()
+def open_index(path: Path) -> Index:
+    """Open an index to search it.
+
+    Raises:
+        SayseeError: no index there, a damaged one, or a Milvus server that does not answer.
+    """
+    description = Description.read(path)
+    return Index(path, description, _open_store(path, description))
 
 
-def _hash_text(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def create_store(path: Path, description: Description) -> Store:
+    """Make the empty store of an index, or open the one whose making was interrupted."""
+    if description.milvus is None:
+        from saysee.search.stores.embedded import EmbeddedStore
+
+        return EmbeddedStore.create(path, description.dim, description.fine)
+    from saysee.search.stores.milvus import MilvusStore
+
+    return MilvusStore.create(
+        description.milvus, str(description.collection), description.dim, description.model_fingerprint
+    )
+
+
+def _open_store(path: Path, description: Description) -> Store:
+    if description.milvus is None:
+        from saysee.search.stores.embedded import EmbeddedStore
+
+        return EmbeddedStore.open(path)
+    from saysee.search.stores.milvus import MilvusStore
+
+    return MilvusStore.open(description.milvus, str(description.collection), description.model_fingerprint)
