@@ -9,6 +9,7 @@ import io
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from unittest import mock
 from media import write_image, write_wav
 from saysee.cli import main
 from saysee.data.manifest import Manifest, Split, SpokenCaption, write_manifest
+from saysee.data.sample import sample_manifest_path
 from stubs import StubImageBackbone, StubSpeechBackbone
 
 RECIPE = """\
@@ -29,6 +31,9 @@ loss: {queue_size: 16}
 training: {steps: 12, batch_size: 4, warmup_steps: 2, evaluate_every: 4, checkpoint_every: 3}
 """
 
+
+SPOKEN = sample_manifest_path().parent / "audio" / "en-art4apps" / "back.ogg"
+"""A recording of a voice: a sine is no question."""
 
 TRAIN = "train {recipe.yaml} --cache {../cache}"
 """For `World`: what it does with a manifest is not said yet."""
@@ -68,9 +73,10 @@ class World:
 
 
 def finished_world(folder: Path) -> World:
-    """Do everything once: a corpus, a recipe, a model with its results, two other models, an index."""
+    """Do everything once: a corpus, a recipe, a model with its results, other models, an index, a spoken question."""
     world = World(folder)
     write_corpus(folder / "corpus")
+    shutil.copy(SPOKEN, folder / "question.ogg")
     (folder / "recipe.yaml").write_text(RECIPE)
     commands = [
         f"{TRAIN} --data {{corpus/manifest.jsonl}} --out {{model}}",

@@ -1,5 +1,6 @@
 """Every mistake ends with one clear message and status 2, and leaves everything as it was."""
 
+import io
 import json
 import os
 import re
@@ -77,14 +78,27 @@ MISTAKES = {
     "index build {corpus} --model {corpus} --into {new}": "is no model folder",
     "index build {corpus} --model {model} --into {other}": "exists and is no index",
     "index build {corpus} --model {model} --into {recipe.yaml}": "exists and is no index",
-    "search {nowhere} {corpus/3.wav}": "is no index; make one with `saysee index build",
-    "search {model} {corpus/3.wav}": "is no index",
+    "search {nowhere} {question.ogg}": "is no index; make one with `saysee index build",
+    "search {model} {question.ogg}": "is no index",
     "search {index} {nowhere.wav}": "nowhere.wav: there is no such file",
     "search {index} {corpus}": "a folder or a device",
-    "search {index} {corpus/3.wav} --model {other}": "the index was built with",
-    "search {index} {corpus/3.wav} --model {nowhere}": "is no model folder",
-    "search {index} {corpus/3.wav} --top 0": "top is 0",
-    "search {index} {corpus/3.wav} --rerank -1": "rerank -1; allowed: 1 or more answers, 0 or more re-ranked",
+    "search {index} {question.ogg} --model {other}": "the index was built with",
+    "search {index} {question.ogg} --model {nowhere}": "is no model folder",
+    "search {index} {question.ogg} --top 0": "top is 0",
+    "search {index} {corpus/3.wav}": "3.wav: no speech was heard in it",
+    "search {index} {recipe.yaml}": "recipe.yaml: is neither a recording (wav, ",
+    "search {index}": "give a QUESTION, - for standard input, or --microphone",
+    "search {index} {question.ogg} --microphone": "one of them",
+    "search {index} {question.ogg} --since yesterday": "--since is 'yesterday'; give a day as 2024-05-31",
+    "search {index} {question.ogg} --since 2024-02-01 --until 2024-01-01": "give the earlier day as since",
+    "search {index} {corpus/3.png} --sheet {new}": "--sheet shows pictures that answer a recording",
+    "index update {nowhere}": "is no index",
+    "index update {index} --model {other}": "the index was built with",
+    "index watch {nowhere}": "is no index",
+    "index check {model}": "is no index",
+    "index build {corpus} --model {other} --into {index}": "was built with",
+    "index build {corpus} --model {model} --into {new} --milvus nowhere": "nowhere",
+    "search {index} {question.ogg} --rerank -1": "rerank -1; allowed: 1 or more answers, 0 or more re-ranked",
 }
 
 
@@ -150,7 +164,7 @@ def test_all_files_of_a_manifest_that_cannot_be_used_are_listed_at_once(world: W
     assert not (world.folder / "new").exists()
 
 
-@pytest.mark.parametrize("kind", BAD_RECORDINGS)
+@pytest.mark.parametrize("kind", [kind for kind in BAD_RECORDINGS if kind != "a picture"])
 def test_a_bad_recording_is_no_question(finished: World, tmp_path: Path, kind: str) -> None:
     question = tmp_path / "question.wav"
     question.write_bytes(BAD_RECORDINGS[kind]())
@@ -163,14 +177,15 @@ def test_a_bad_recording_is_no_question(finished: World, tmp_path: Path, kind: s
 def test_bad_pictures_are_skipped_and_named_and_the_rest_is_indexed(world: World) -> None:
     for number, make in enumerate(BAD_PICTURES.values()):
         (world.folder / "corpus" / f"bad {number}.jpg").write_bytes(make())
-    outcome = world("index build {corpus} --model {model} --into {index}")
+    outcome = world("index build {corpus} --model {model} --into {new}")
     assert outcome.status == 0
-    assert outcome.out == f"indexed 12 pictures, skipped {len(BAD_PICTURES)} into {world.folder / 'index'}\n"
+    told = f"12 new or changed, {len(BAD_PICTURES)} skipped, 13 of other kinds"
+    assert outcome.out == f"{world.folder / 'new'}: 12 pictures ({told})\n"
     *named, end = outcome.err.split("\n")
     assert end == ""
     assert len(named) == len(BAD_PICTURES)
     for number in range(len(BAD_PICTURES)):
-        assert sum(line.startswith("skipped ") and f"bad {number}.jpg: " in line for line in named) == 1
+        assert sum(line.startswith("saysee: skipped ") and f"bad {number}.jpg: " in line for line in named) == 1
 
 
 def test_an_unknown_key_of_a_recipe_is_named(world: World) -> None:
@@ -199,10 +214,10 @@ def test_a_model_without_its_checkpoint_is_not_overwritten(world: World) -> None
 
 def test_a_picture_that_has_gone_since_the_index_was_built(world: World) -> None:
     """The ranking stands; the sheet, which needs the picture, is not half-written."""
-    assert world("index build {corpus} --model {model} --into {index}").status == 0
+    assert world("index build {corpus} --model {model} --into {new}").status == 0
     (world.folder / "corpus" / "3.png").unlink()
-    assert world("search {index} {corpus/3.wav} --top 12").status == 0
-    outcome = world("search {index} {corpus/3.wav} --top 12 --sheet {answers.html}")
+    assert world("search {new} {question.ogg} --top 12").status == 0
+    outcome = world("search {new} {question.ogg} --top 12 --sheet {answers.html}")
     assert outcome.status == 2
     assert outcome.err.startswith("saysee: ")
     assert "3.png: there is no such file" in outcome.err
@@ -214,12 +229,12 @@ def test_a_picture_whose_name_is_not_text_can_be_an_answer(world: World) -> None
     """File names are bytes: what UTF-8 cannot hold, and a line end, are shown escaped, one answer a line."""
     for name in (b"caf\xe9.png", b"two\nlines.png"):
         shutil.copy(world.folder / "corpus" / "3.png", world.folder / "corpus" / os.fsdecode(name))
-    assert world("index build {corpus} --model {model} --into {index}").status == 0
-    outcome = world("search {index} {corpus/3.wav} --top 14")
+    assert world("index build {corpus} --model {model} --into {new}").status == 0
+    outcome = world("search {new} {question.ogg} --top 14")
     assert outcome.status == 0
     assert len(outcome.out.splitlines()) == 1 + 14
     assert "two\\nlines.png" in outcome.out
-    assert len(json.loads(world("search {index} {corpus/3.wav} --top 14 --json").out)) == 14
+    assert len(json.loads(world("search {new} {question.ogg} --top 14 --json").out)["answers"]) == 14
 
 
 def test_how_a_model_is_measured_can_be_said(finished: World, tmp_path: Path) -> None:
@@ -231,6 +246,49 @@ def test_how_a_model_is_measured_can_be_said(finished: World, tmp_path: Path) ->
     assert finished(f"{common} --rerank 0").status == 0
     record = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
     assert {name.split("/")[0] for name in record["metrics"]} == {"coarse"}
+
+
+def test_an_index_is_kept_up_to_date_and_checked(world: World) -> None:
+    corpus, index = world.folder / "corpus", world.folder / "new"
+    assert world("index build {corpus} --model {model} --into {new}").status == 0
+    write_image(corpus / "new.png", colour="navy")
+    (corpus / "0.png").rename(corpus / "moved.png")
+    (corpus / "1.png").unlink()
+    outcome = world("index update {new} --verbose")
+    assert outcome.out == (
+        f"{index}: 12 pictures (1 new or changed, 10 unchanged, 1 moved, 1 removed, 13 of other kinds)\n"
+    )
+    assert f"saysee: left out {corpus / '3.wav'}\n" in outcome.err
+    checked = world("index check {new}")
+    assert (checked.status, checked.err) == (0, "")
+    assert checked.out == f"{index}: 12 pictures of {corpus}\nsearch is exact\nnothing is damaged\n"
+    flat = index / "embeddings-0.f32"
+    flat.write_bytes(b"\0" + flat.read_bytes()[1:])
+    assert_spoilt = world("index check {new}")
+    assert assert_spoilt.status == 2
+    assert "are damaged; run `saysee index check" in assert_spoilt.err
+    assert "took out 1;" in world("index check {new} --repair").out
+    assert "1 new or changed" in world("index update {new}").out
+    assert world("index check {new}").status == 0
+
+
+def test_a_question_comes_from_standard_input_too(finished: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = (finished.folder / "question.ogg").read_bytes()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+    piped = finished("search {index} -")
+    assert piped == finished("search {index} {question.ogg}")
+    assert piped.status == 0
+
+
+def test_a_picture_asks_for_recordings_and_for_pictures(world: World) -> None:
+    assert world("index build {corpus} --model {model} --into {sounds} --recordings").status == 0
+    listed = json.loads(world("search {sounds} {corpus/3.png} --json --top 3").out)["answers"]
+    assert {Path(answer["path"]).suffix for answer in listed} == {".wav"}
+    assert all(answer["fine"] is not None for answer in listed)
+    (first, *_) = json.loads(world("search {index} {corpus/3.png} --json").out)["answers"]
+    assert first["path"].endswith("corpus/3.png")
+    table = world("search {sounds} {corpus/3.png}").out
+    assert table.split("\n")[0].split() == ["rank", "coarse", "fine", "recording"]
 
 
 def test_two_results_are_compared(finished: World) -> None:
@@ -247,7 +305,7 @@ def test_two_results_are_compared(finished: World) -> None:
     "command",
     [
         "evaluate {model} --data {corpus/manifest.jsonl} --cache {../cache} --out {corpus}",
-        "search {index} {corpus/3.wav} --sheet {corpus}",
+        "search {index} {question.ogg} --sheet {corpus}",
     ],
 )
 def test_a_result_that_cannot_be_written_is_named_as_it_was_given(finished: World, command: str) -> None:
@@ -258,25 +316,24 @@ def test_a_result_that_cannot_be_written_is_named_as_it_was_given(finished: Worl
 
 
 def test_ctrl_c_is_one_line_and_keeps_what_was_finished(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = contents(world.folder)
-
-    def interrupted(path: Path) -> None:
+    def interrupted(content: bytes, name: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("saysee.search.index.load_image", interrupted)
-    outcome = world("index build {corpus} --model {model} --into {index}")
+    with monkeypatch.context() as patch:
+        patch.setattr("saysee.search.encoding.load_image", interrupted)
+        outcome = world("index build {corpus} --model {model} --into {new}")
     assert (outcome.status, outcome.out) == (130, "")
-    assert outcome.err == "saysee: interrupted\n"
-    assert contents(world.folder) == before
+    assert outcome.err == "saysee: interrupted; the same command goes on from where it was\n"
+    assert world("index build {corpus} --model {model} --into {new}").status == 0
 
 
 def test_a_fault_of_ours_is_not_hidden(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only what a user or a disk can cause becomes one line."""
 
-    def broken(path: Path) -> None:
+    def broken(content: bytes, name: str) -> None:
         raise IndexError
 
-    monkeypatch.setattr("saysee.search.index.load_image", broken)
+    monkeypatch.setattr("saysee.search.encoding.load_image", broken)
     with pytest.raises(IndexError):
         world("index build {corpus} --model {model} --into {new}")
     assert litter(world.folder) == []

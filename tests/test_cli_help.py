@@ -17,8 +17,8 @@ from saysee.data.manifest import read_manifest
 from saysee.data.sample import sample_manifest_path
 
 COMMANDS = (
-    *("prepare", "validate", "extract", "train", "evaluate", "zero-shot", "ablate", "compare"),
-    *("index", "index build", "search", "demo"),
+    *("prepare", "validate", "extract", "train", "evaluate", "zero-shot", "ablate", "table", "compare"),
+    *("index", "index build", "index update", "index watch", "index check", "search", "demo"),
 )
 
 
@@ -63,7 +63,6 @@ def test_help_does_not_wait_for_torch() -> None:
         ("find", "invalid choice: 'find'"),
         ("index", "required: ACTION"),
         ("train tiny", "required: --data, --out"),
-        ("search my.index", "required: QUESTION"),
         ("search my.index question.wav --fast", "unrecognized arguments: --fast"),
         ("search my.index question.wav --top ten", "invalid int value: 'ten'"),
         ("evaluate runs/tiny --data manifest.jsonl --split all", "invalid choice: 'all'"),
@@ -79,6 +78,17 @@ def test_a_wrong_word_is_told_by_argparse(command: str, message: str) -> None:
     *_, last = outcome.err.splitlines()
     assert re.match(r"saysee( \w+)*: error: ", last)
     assert message in last
+
+
+@pytest.mark.parametrize("option", ["--out", "--cache"])
+@pytest.mark.parametrize("command", ["train", "ablate", "table"])
+def test_a_file_where_a_folder_belongs_is_told_at_once(tmp_path: Path, command: str, option: str) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        outcome = saysee(command, "tiny", "--data", tmp_path / "m.jsonl", "--out", tmp_path / "out", option, path)
+        assert (outcome.status, outcome.out) == (2, "")
+        advice = f"argument {option}: '{tmp_path}/file' is a file; give a folder, which is made if it is not there"
+        assert advice in outcome.err
 
 
 def test_the_demo_tells_what_it_does_and_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

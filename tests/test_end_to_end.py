@@ -171,7 +171,11 @@ def test_evaluate_prints_the_table_and_keeps_the_record(folder: Path, tmp_path: 
 def test_index_and_search_answer_with_pictures(folder: Path, tmp_path: Path) -> None:
     index, question = tmp_path / "index", next((folder / "pictures").glob("es-*.ogg"))
     built = saysee("index", "build", folder / "pictures", "--model", folder / "model", "--into", index)
-    assert (built.status, built.out, built.err) == (0, f"indexed 12 pictures into {index}\n", "")
+    assert (built.status, built.out, built.err) == (
+        0,
+        f"{index}: 12 pictures (12 new or changed, 37 of other kinds)\n",
+        "",
+    )
 
     table = saysee("search", index, question)
     assert (table.status, table.err) == (0, "")
@@ -179,7 +183,7 @@ def test_index_and_search_answer_with_pictures(folder: Path, tmp_path: Path) -> 
     assert head.split() == ["rank", "coarse", "fine", "picture"]
     assert [int(row.split()[0]) for row in rows] == list(range(1, 11))
 
-    listed = json.loads(saysee("search", index, question, "--json", "--top", "12").out)
+    listed = json.loads(saysee("search", index, question, "--json", "--top", "12").out)["answers"]
     pictures = {str(path) for path in (folder / "pictures").glob("*.jpg")}
     assert {answer["path"] for answer in listed} == pictures
     for row, answer in zip(rows, listed, strict=False):

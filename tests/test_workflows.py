@@ -11,16 +11,19 @@ import torch
 import yaml
 
 from command_line import RECIPE, contents, stub_encoders, write_corpus
-from media import AUDIO_KINDS, encode_audio, sine, write_image
+from media import AUDIO_KINDS, AudioKind, encode_audio, sine, write_image
 from saysee import SpeechImageModel
 from saysee.config import Config, SearchConfig
 from saysee.data.manifest import Manifest, ManifestError, SpokenCaption, read_manifest
 from saysee.errors import SayseeError
+from saysee.evaluation.calibration import CalibrationError
 from saysee.features.image import load_image
 from saysee.features.store import FeatureStore
+from saysee.models.calibration import CALIBRATION_FILE, read_calibration
 from saysee.search.searcher import Answer
 from saysee.search.sheet import make_thumbnail
 from saysee.workflows import (
+    calibrate_on_manifest,
     choose_device,
     data_fingerprint,
     evaluate_on_manifest,
@@ -184,6 +187,52 @@ def test_a_record_says_what_was_measured(manifest: Manifest, tmp_path: Path) -> 
     assert told["split"] == "of my own"  # the caller's word is the last
 
 
+# ---- calibration
+
+
+@pytest.fixture
+def many(tmp_path: Path, manifest: Manifest) -> Manifest:
+    """The manifest with 36 pictures and recordings in dev, made of those that it has."""
+    captions = list(manifest.captions)
+    for number in range(34):
+        image = write_image(tmp_path / f"dev-{number}.png", colour=f"hsl({10 * number + 5}, 50%, 40%)")
+        audio = captions[number % 12].audio
+        captions.append(SpokenCaption(f"dev-{number}", audio, image.name, image, None, "anna", "en", "dev"))
+    return Manifest("image", tuple(captions))
+
+
+def test_the_model_that_is_kept_is_calibrated_on_dev(
+    many: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = iter([0.0, 0.3, 0.2, 0.1])  # by steps 0, 4, 8 and 12: the last model is not the best
+
+    class Measured:
+        def metrics(self) -> dict[str, float]:
+            return {"coarse/mean/R@1": next(measured)}
+
+    monkeypatch.setattr("saysee.workflows.evaluate_retrieval", lambda *_, **__: Measured())
+    out, cache = tmp_path / "model", tmp_path / "cache"
+    assert train_on_manifest(recipe(), many, out, cache=cache, device="cpu").best_step == 4
+    model = SpeechImageModel.from_pretrained(out)
+    calibration = read_calibration(out, model.fingerprint)
+    assert calibration is not None
+    assert (calibration.recordings, calibration.pictures, calibration.pairs) == (36, 36, 36 * 35)
+
+    # a folder without it, as training left it before, gets the same
+    written = (out / CALIBRATION_FILE).read_bytes()
+    (out / CALIBRATION_FILE).unlink()
+    assert calibrate_on_manifest(out, many, cache=cache, device="cpu") == calibration
+    assert (out / CALIBRATION_FILE).read_bytes() == written
+
+
+def test_a_dev_split_that_is_too_small_leaves_a_model_without_calibration(manifest: Manifest, tmp_path: Path) -> None:
+    out, cache = tmp_path / "model", tmp_path / "cache"
+    train_on_manifest(recipe("--training.steps", "1"), manifest, out, cache=cache)
+    assert not (out / CALIBRATION_FILE).exists()
+    with pytest.raises(CalibrationError, match="this one has 2; give a manifest with a larger dev split"):
+        calibrate_on_manifest(out, manifest, cache=cache)
+
+
 # ---- features beforehand, live, and of another corpus
 
 
@@ -235,8 +284,19 @@ def test_live_features_train_as_stored_ones_do_and_leave_no_features(manifest: M
         train_on_manifest(config, manifest, out, cache=tmp_path / f"cache-{live}", device="cpu")
         lines = [json.loads(line) for line in (out / "training" / "log.jsonl").read_text().splitlines()]
         losses.append([line["loss"] for line in lines if line["kind"] == "train"])
+        model = SpeechImageModel.from_pretrained(out)
+        results = evaluate_on_manifest(model, manifest, "test", cache=tmp_path / f"cache-{live}", unseen_by=out)
+        assert results.about["captions"] == 2
     assert losses[1] == pytest.approx(losses[0], abs=2e-3)
+    assert entries(tmp_path / "cache-false") == 24
     assert not list((tmp_path / "cache-true").glob("*/*.safetensors"))
+
+
+def test_what_would_never_be_read_is_not_extracted(manifest: Manifest, tmp_path: Path) -> None:
+    live = recipe("--training.live_features", "true")
+    with pytest.raises(SayseeError, match=r"live_features is true: .* leave extract out, or give --training\.live"):
+        extract_on_manifest(live, manifest, cache=tmp_path / "cache", tell=lambda line: None)
+    assert not (tmp_path / "cache").exists()
 
 
 def test_zero_shot_wants_a_corpus_that_the_model_has_not_seen(manifest: Manifest, tmp_path: Path) -> None:
@@ -264,12 +324,11 @@ def test_zero_shot_wants_a_corpus_that_the_model_has_not_seen(manifest: Manifest
 
 
 def test_a_question_of_a_sheet_holds_recording_pictures_and_scores(tmp_path: Path) -> None:
-    recording = tmp_path / "question.wav"
-    recording.write_bytes(encode_audio(sine(0.5), 16_000, "wav"))
+    recording = encode_audio(sine(0.5), 16_000, "wav")
     cat, dog = write_image(tmp_path / "a_black_cat.png", colour="black"), write_image(tmp_path / "dog.jpg")
-    answers = [Answer(1, cat, 0.5, 2.0), Answer(2, dog, 0.25, None)]
+    answers = [Answer(1, "a", cat, 0.5, 2.0, 0), Answer(2, "b", dog, 0.25, None, 0)]
     question = sheet_question("What?", recording, answers, note="New.", correct=frozenset({dog}))
-    assert (question.title, question.note, question.audio) == ("What?", "New.", recording.read_bytes())
+    assert (question.title, question.note, question.audio) == ("What?", "New.", recording)
     shown = [(answer.caption, answer.coarse, answer.fine, answer.correct) for answer in question.answers]
     assert shown == [("a black cat", 0.5, 2.0, False), ("dog", 0.25, None, True)]
     assert [answer.image for answer in question.answers] == [make_thumbnail(load_image(path)) for path in (cat, dog)]
@@ -278,9 +337,8 @@ def test_a_question_of_a_sheet_holds_recording_pictures_and_scores(tmp_path: Pat
 
 
 @pytest.mark.parametrize("kind", AUDIO_KINDS)
-def test_a_browser_is_told_the_right_type_of_every_recording_that_is_read(tmp_path: Path, kind: str) -> None:
-    # the types as registered at IANA; fails for aac, which is called ogg
+def test_a_browser_is_told_the_right_type_of_every_recording_that_is_read(kind: AudioKind) -> None:
+    # the types as registered at IANA
     expected = {"ogg": "ogg", "opus": "ogg", "mp3": "mpeg", "m4a": "mp4"}.get(kind, kind)
-    recording = tmp_path / f"QUESTION.{kind.upper()}"
-    recording.write_bytes(encode_audio(sine(0.5, 48_000), 48_000, kind))  # type: ignore[arg-type]
+    recording = encode_audio(sine(0.5, 48_000), 48_000, kind)
     assert sheet_question("What?", recording, []).audio_type == f"audio/{expected}"

@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SayseeError as error:
         return _complain(str(error), 2)
     except KeyboardInterrupt:
-        resumes = options.command in ("extract", "train", "ablate", "demo")
+        resumes = options.command in ("extract", "train", "ablate", "table", "demo", "index")
         return _complain("interrupted" + ("; the same command goes on from where it was" if resumes else ""), 130)
     except BrokenPipeError:  # `saysee search ... | head`
         _abandon_output()
@@ -130,7 +130,7 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     _config_argument(train)
     train.add_argument("--data", type=Path, required=True, metavar="MANIFEST")
-    train.add_argument("--out", type=Path, required=True, metavar="MODEL", help="the model folder")
+    train.add_argument("--out", type=_folder, required=True, metavar="MODEL", help="the model folder")
     _features_options(train)
 
     evaluate = _command(
@@ -162,11 +162,25 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     _config_argument(ablate)
     ablate.add_argument("--data", type=Path, required=True, metavar="MANIFEST")
-    ablate.add_argument("--out", type=Path, required=True, metavar="DIR", help="for models, records and the table")
+    ablate.add_argument("--out", type=_folder, required=True, metavar="DIR", help="for models, records and the table")
     ablate.add_argument("--seeds", default="0,1,2", help="joined by commas (default: 0,1,2)")
     ablate.add_argument("--rows", help="joined by commas (default: all)")
     ablate.add_argument("--split", choices=SPLITS, default="test", help="what the table measures (default: test)")
     _features_options(ablate)
+
+    table = _command(
+        subparsers, "table", commands.table_command, "train several recipes over seeds; the main and zero-shot tables",
+        "saysee table flickr8k_c2f_base flickr8k_coarse_to_fine_no_queue --data flickr8k.jsonl --out tables/flickr8k",
+    )  # fmt: skip
+    _config_argument(table, "recipes, one row each; ", "+")
+    table.add_argument("--data", type=Path, required=True, metavar="MANIFEST")
+    table.add_argument("--out", type=_folder, required=True, metavar="DIR", help="for models, records and the tables")
+    table.add_argument("--seeds", default="0,1,2", help="joined by commas (default: 0,1,2)")
+    table.add_argument("--split", choices=SPLITS, default="test", help="what the tables measure (default: test)")
+    table.add_argument(
+        "--zero-shot", type=Path, metavar="MANIFEST", help="another corpus, to measure the same models on"
+    )
+    _features_options(table)
 
     compare = _command(
         subparsers, "compare", commands.compare_command, "say whether two results differ (paired bootstrap)",
@@ -176,30 +190,61 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument("b", type=Path, metavar="B")
     compare.add_argument("--json", action="store_true", help="print JSON")
 
-    index_example = "saysee index build ~/Pictures --model runs/tiny --into pictures.index"
-    index = _command(subparsers, "index", commands.index_command, "make a folder of pictures searchable", index_example)
-    actions = index.add_subparsers(dest="action", required=True, metavar="ACTION")
-    build = _command(
-        actions, "build", commands.index_command, "index every picture below a folder; a bad one is skipped and named",
-        index_example,
-    )  # fmt: skip
-    build.add_argument("folder", type=Path, metavar="DIR")
-    build.add_argument("--model", type=Path, required=True)
-    build.add_argument("--into", type=Path, required=True, metavar="INDEX")
-    _device_option(build)
+    _index_commands(subparsers)
 
     search = _command(
-        subparsers, "search", commands.search_command, "rank the indexed pictures for a spoken question",
+        subparsers, "search", commands.search_command, "rank what is indexed for a spoken question",
         "saysee search pictures.index question.wav --sheet answers.html",
     )  # fmt: skip
     search.add_argument("index", type=Path, metavar="INDEX")
-    search.add_argument("question", type=Path, metavar="QUESTION", help="wav, flac, ogg, opus, mp3, m4a or webm")
+    search.add_argument(
+        "question",
+        nargs="?",
+        metavar="QUESTION",
+        help="a recording (wav, flac, ogg, opus, mp3, m4a or webm) or a picture; - reads it from standard input",
+    )
+    search.add_argument(
+        "--microphone", action="store_true", help="record the question (pip install 'saysee[microphone]')"
+    )
     search.add_argument("--model", type=Path, help="(default: the folder that the index was built with)")
     search.add_argument("--top", type=int, default=10, metavar="N", help="answers to print (default: 10)")
     _ranking_options(search)
+    search.add_argument(
+        "--path", metavar="PATTERN", help="only files whose path in the folder is like this; * is anything: 'trips/*'"
+    )
+    search.add_argument("--since", metavar="DAY", help="only pictures taken on this day or later, as 2024-05-31")
+    search.add_argument("--until", metavar="DAY", help="only pictures taken on this day or before")
     _device_option(search)
     search.add_argument("--json", action="store_true", help="print JSON")
     search.add_argument("--sheet", type=Path, metavar="FILE", help="write a contact sheet, one HTML file")
+
+    serve = _command(
+        subparsers, "serve", commands.serve_command, "search by voice in the browser, and over HTTP",
+        "saysee serve pictures.index",
+    )  # fmt: skip
+    serve.add_argument("index", type=Path, metavar="INDEX")
+    serve.add_argument("--model", type=Path, help="(default: the folder that the index was built with)")
+    _server_options(serve)
+    _device_option(serve)
+
+    record = _command(
+        subparsers, "record", commands.record_command, "record spoken captions of pictures in the browser",
+        "saysee record ~/Pictures --out captions.jsonl",
+    )  # fmt: skip
+    record.add_argument("folder", type=Path, metavar="DIR", help="of the pictures")
+    record.add_argument(
+        "--out", type=Path, required=True, metavar="MANIFEST", help="what `train` takes; recordings lie beside it"
+    )
+    _server_options(record)
+
+    calibrate = _command(
+        subparsers, "calibrate", commands.calibrate_command,
+        "measure what mismatched pairs score, so that a search can say that nothing fits (`train` does it at its end)",
+        "saysee calibrate runs/tiny --data manifest.jsonl",
+    )  # fmt: skip
+    calibrate.add_argument("model", type=Path, metavar="MODEL")
+    calibrate.add_argument("--data", type=Path, required=True, metavar="MANIFEST", help="its dev split is used")
+    _features_options(calibrate)
 
     demo = _command(
         subparsers, "demo", commands.demo_command, "train on the sample corpus, measure, ask three spoken questions",
@@ -207,6 +252,74 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     demo.add_argument("--out", type=Path, default=Path("demo"), help="(default: demo)")
     return parser
+
+
+def _index_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Describe `saysee index build`, `update`, `watch` and `check`."""
+    example = "saysee index build ~/Pictures --model runs/tiny --into pictures.index"
+    index = _command(subparsers, "index", commands.index_build_command, "make a folder of pictures searchable", example)
+    actions = index.add_subparsers(dest="action", required=True, metavar="ACTION")
+    build = _command(
+        actions, "build", commands.index_build_command,
+        "index every picture below a folder; a bad one is skipped and named; started again it goes on",
+        example,
+    )  # fmt: skip
+    build.add_argument("folder", type=Path, metavar="DIR")
+    build.add_argument("--model", type=Path, required=True)
+    build.add_argument("--into", type=Path, required=True, metavar="INDEX")
+    build.add_argument("--recordings", action="store_true", help="index recordings, which are then found by a picture")
+    build.add_argument("--coarse-only", action="store_true", help="no fine stage: a fiftieth of the disk space")
+    build.add_argument(
+        "--milvus",
+        metavar="URI",
+        help="keep the items in a Milvus cluster, as http://milvus:19530; MILVUS_TOKEN is read",
+    )
+    build.add_argument(
+        "--collection", metavar="NAME", help="of the Milvus collection (default: saysee_ and INDEX's name)"
+    )
+    update = _command(
+        actions, "update", commands.index_update_command,
+        "take in what is new, changed or moved, and let go of what vanished", "saysee index update pictures.index",
+    )  # fmt: skip
+    watch = _command(
+        actions, "watch", commands.index_watch_command, "update whenever the folder changes, until Ctrl-C",
+        "saysee index watch pictures.index",
+    )  # fmt: skip
+    check = _command(
+        actions, "check", commands.index_check_command,
+        "read everything back; say what is damaged, and what an approximate search misses",
+        "saysee index check pictures.index --repair",
+    )  # fmt: skip
+    check.add_argument("index", type=Path, metavar="INDEX")
+    check.add_argument(
+        "--repair", action="store_true", help="take what is damaged out, so that `update` encodes it again"
+    )
+    for action in (update, watch):
+        action.add_argument("index", type=Path, metavar="INDEX")
+        action.add_argument("--model", type=Path, help="(default: the folder that the index was built with)")
+    for action in (build, update, watch):
+        _device_option(action)
+        action.add_argument("--verbose", action="store_true", help="name the files that are left out for their suffix")
+
+
+def _server_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--host", default="127.0.0.1", help="where to listen (default: 127.0.0.1, this machine alone)")
+    parser.add_argument("--port", type=int, default=8765, help="0 takes a free one (default: 8765)")
+    parser.add_argument("--cert", type=Path, metavar="PEM", help="TLS certificate: a phone's microphone needs HTTPS")
+    parser.add_argument("--key", type=Path, metavar="PEM", help="its private key")
+    parser.add_argument(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help="the token that every request must send (default: none on this machine, else one is made and printed)",
+    )
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="another name by which the server is called, such as a proxy's; may be repeated",
+    )
 
 
 def _command(
@@ -228,17 +341,28 @@ def _command(
     return parser
 
 
-def _config_argument(parser: argparse.ArgumentParser) -> None:
+def _config_argument(parser: argparse.ArgumentParser, what: str = "", nargs: str | None = None) -> None:
     parser.add_argument(
-        "config", metavar="CONFIG", help=f"a YAML file, or a bundled recipe: {', '.join(bundled_configs())}"
+        "config",
+        nargs=nargs,
+        metavar="RECIPE" if nargs else "CONFIG",
+        help=f"{what}a YAML file, or a bundled recipe: {', '.join(bundled_configs())}",
     )
     parser.epilog = f"{parser.epilog}\nEvery value of the configuration is an option too: --SECTION.KEY VALUE"
+
+
+def _folder(text: str) -> Path:
+    """Take the path of a folder, which may not be there yet."""
+    path = Path(text)
+    if file := next((place for place in (path, *path.parents) if place.exists() and not place.is_dir()), None):
+        raise argparse.ArgumentTypeError(f"{str(file)!r} is a file; give a folder, which is made if it is not there")
+    return path
 
 
 def _features_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cache",
-        type=Path,
+        type=_folder,
         metavar="DIR",
         help="features of the frozen encoders (default: $SAYSEE_CACHE or ~/.cache/saysee)",
     )

@@ -8,18 +8,23 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saysee.config import load_config
+from saysee.config import Config, load_config
 from saysee.data.manifest import SPLITS, Manifest, ManifestError, Prepared, Split, read_manifest, write_manifest
 from saysee.errors import SayseeError
 
 if TYPE_CHECKING:
     from saysee.evaluation.results import Results
     from saysee.models.retrieval_model import SpeechImageModel
+    from saysee.search.building import UpdateReport
     from saysee.search.searcher import Answer
+    from saysee.search.stores.base import Filter
+    from saysee.serving.server import Settings
 
 
 def prepare_command(options: argparse.Namespace) -> None:
@@ -144,6 +149,31 @@ def ablate_command(options: argparse.Namespace) -> None:
     )
 
 
+def table_command(options: argparse.Namespace) -> None:
+    """Train and measure the recipes and seeds that are not on record yet, and write the tables."""
+    from saysee.experiments import tabulate
+
+    recipes: dict[str, Config] = {}
+    for name in options.config:
+        row = Path(name).stem  # of a bundled recipe its name
+        if row in recipes:
+            raise SayseeError(f"two recipes are called {row!r}, and a row has a name of its own; rename one file")
+        recipes[row] = load_config(name, options.overrides)
+    other: Path | None = options.zero_shot
+    print(
+        tabulate(
+            recipes,
+            _checked_manifest(options.data),
+            options.out,
+            seeds=_whole_numbers(options.seeds, "--seeds"),
+            split=options.split,
+            zero_shot=(other.stem, _checked_manifest(other, (options.split,))) if other else None,
+            cache=options.cache,
+            device=options.device,
+        )
+    )
+
+
 def compare_command(options: argparse.Namespace) -> None:
     """Compare two records."""
     from saysee.evaluation.compare import compare, to_json, to_markdown
@@ -153,41 +183,141 @@ def compare_command(options: argparse.Namespace) -> None:
     print(to_json(comparison) if options.json else to_markdown(comparison))
 
 
-def index_command(options: argparse.Namespace) -> None:
+def index_build_command(options: argparse.Namespace) -> None:
     """Index a folder."""
-    from saysee.search.index import build_index
+    from saysee.search.building import build_index
 
     model = _load_model(options.model, options.device)
-    report = build_index(options.folder, model, options.model, options.into, progress=True)
-    for reason in report.skipped.values():
-        print(f"skipped {reason}", file=sys.stderr)
-    skipped = f", skipped {len(report.skipped):,}" if report.skipped else ""
-    print(f"indexed {report.indexed:,} pictures{skipped} into {options.into}")
+    report = build_index(
+        options.folder,
+        model,
+        options.model,
+        options.into,
+        kind="recording" if options.recordings else "picture",
+        coarse_only=options.coarse_only,
+        milvus=options.milvus,
+        collection=options.collection,
+        progress=True,
+        tell=_remark,
+    )
+    _report_update(report, options.into, "recordings" if options.recordings else "pictures", options.verbose)
+
+
+def index_update_command(options: argparse.Namespace) -> None:
+    """Bring an index up to date."""
+    from saysee.search.building import update_index
+    from saysee.search.index import open_index
+
+    with closing(open_index(options.index)) as index:
+        model_folder = options.model or index.description.model
+        model = _load_model(model_folder, options.device)
+        report = update_index(index, model, str(model_folder), progress=True, tell=_remark)
+        _report_update(report, options.index, f"{index.description.kind}s", options.verbose)
+
+
+def index_watch_command(options: argparse.Namespace) -> None:
+    """Bring an index up to date again and again."""
+    from saysee.search.building import watch_index
+    from saysee.search.index import open_index
+
+    with closing(open_index(options.index)) as index:
+        model_folder = options.model or index.description.model
+        model = _load_model(model_folder, options.device)
+        for report in watch_index(index, model, str(model_folder), tell=_remark):
+            _report_update(report, options.index, f"{index.description.kind}s", options.verbose)
+            sys.stdout.flush()
+
+
+def index_check_command(options: argparse.Namespace) -> None:
+    """Say how sound an index is; damage that stays is an error."""
+    from saysee.search.building import check_index
+    from saysee.search.index import open_index
+
+    with closing(open_index(options.index)) as index:
+        report = check_index(index, repair=options.repair, tell=_remark)
+        kind = index.description.kind
+        print(f"{options.index}: {report.total:,} {kind}s of {index.description.folder}")
+    if report.recall is None:
+        print("search is exact")
+    else:
+        print(f"search is approximate: it finds {100 * report.recall:.1f} % of the exact 100 nearest")
+    for path in report.damaged:
+        print(f"damaged: {_one_line(str(path))}", file=sys.stderr)
+    if report.damaged and not options.repair:
+        raise SayseeError(
+            f"{len(report.damaged):,} of {report.total:,} {kind}s are damaged; run `saysee index check {options.index} "
+            f"--repair` and then `saysee index update {options.index}`"
+        )
+    if report.damaged:
+        print(f"took out {len(report.damaged):,}; `saysee index update {options.index}` encodes them again")
+    else:
+        print("nothing is damaged")
 
 
 def search_command(options: argparse.Namespace) -> None:
     """Answer one question."""
-    from saysee.search.index import read_index
+    from saysee.search.index import open_index
+    from saysee.search.question import read_question
     from saysee.search.searcher import Searcher
 
-    index = read_index(options.index)
-    searcher = Searcher(index, _load_model(options.model or index.model, options.device))
-    answers = searcher.search(options.question, options.top, options.rerank, options.fusion)
+    name, content = _question_content(options)
+    question = read_question(content, name=name)
+    with closing(open_index(options.index)) as index:
+        kind, total = index.description.kind, len(index)
+        if options.sheet and (kind, question.kind) != ("picture", "recording"):
+            raise SayseeError("--sheet shows pictures that answer a recording; leave it out")
+        model_folder = options.model or index.description.model
+        searcher = Searcher(index, _load_model(model_folder, options.device), str(model_folder))
+        found = searcher.search(
+            question, top=options.top, rerank=options.rerank, fusion=options.fusion, only=_filter(options)
+        )
+    answers = found.answers
     if options.json:
-        print(json.dumps([{**asdict(answer), "path": str(answer.path)} for answer in answers], indent=2))
+        listed = [{**asdict(answer), "path": str(answer.path)} for answer in answers]
+        print(json.dumps({"fits": found.fits, "chance": found.chance, "answers": listed}, indent=2))
     else:
-        print(_answer_table(answers))
+        print(_answer_table(answers, kind))
+    if found.fits is False:
+        _remark(
+            f"nothing here fits: the best of {total:,} pictures that do not fit has as high a score "
+            f"{100 * (found.chance or 0):.0f} % of the time"
+        )
     if options.sheet:
         from saysee.search.sheet import write_sheet
         from saysee.workflows import sheet_question
 
-        write_sheet(
-            options.sheet,
-            [sheet_question(options.question.name, options.question, answers)],
-            "saysee",
-            f"{len(index):,} pictures",
-        )
+        write_sheet(options.sheet, [sheet_question(name, content, answers)], "saysee", f"{total:,} pictures")
         print(f"wrote {options.sheet}", file=sys.stderr)
+
+
+def serve_command(options: argparse.Namespace) -> None:
+    """Serve the search."""
+    from saysee.search.index import open_index
+    from saysee.search.searcher import Searcher
+    from saysee.serving.server import serve_search
+
+    settings = _server_settings(options)
+    with closing(open_index(options.index)) as index:
+        model_folder = options.model or index.description.model
+        serve_search(Searcher(index, _load_model(model_folder, options.device), str(model_folder)), settings)
+
+
+def record_command(options: argparse.Namespace) -> None:
+    """Serve the recording of captions."""
+    from saysee.serving.server import serve_recording
+
+    serve_recording(options.folder, options.out, _server_settings(options))
+
+
+def calibrate_command(options: argparse.Namespace) -> None:
+    """Measure a model's mismatched pairs."""
+    from saysee.models.calibration import CALIBRATION_FILE
+    from saysee.workflows import calibrate_on_manifest
+
+    calibration = calibrate_on_manifest(
+        options.model, _checked_manifest(options.data, ("dev",)), cache=options.cache, device=options.device
+    )
+    print(f"wrote {options.model / CALIBRATION_FILE}: {calibration.pairs:,} mismatched pairs of dev")
 
 
 def demo_command(options: argparse.Namespace) -> None:
@@ -294,11 +424,83 @@ def _load_model(folder: Path, device: str) -> "SpeechImageModel":
     return SpeechImageModel.from_pretrained(folder, choose_device(device))
 
 
-def _answer_table(answers: "Sequence[Answer]") -> str:
+def _question_content(options: argparse.Namespace) -> tuple[str, bytes]:
+    """Return the name and the bytes of the question: a file, standard input, or the microphone."""
+    from saysee.features.audio import AudioLimits
+    from saysee.features.sources import read_bytes
+
+    if options.microphone == (options.question is not None):
+        raise SayseeError("give a QUESTION, - for standard input, or --microphone; one of them")
+    most = AudioLimits().max_bytes
+    if options.microphone:
+        from saysee.search.microphone import record
+
+        return "the microphone", record(_remark)
+    if options.question == "-":
+        content = sys.stdin.buffer.read(most + 1)
+        return "standard input", content
+    return options.question, read_bytes(Path(options.question), most, SayseeError)
+
+
+def _filter(options: argparse.Namespace) -> "Filter":
+    from saysee.search.stores.base import Filter
+
+    return Filter(options.path, _day(options.since, "--since"), _day(options.until, "--until"))
+
+
+def _day(text: str | None, option: str) -> date | None:
+    if text is None:
+        return None
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise SayseeError(f"{option} is {text!r}; give a day as 2024-05-31") from None
+
+
+def _report_update(report: "UpdateReport", path: Path, kind: str, verbose: bool) -> None:
+    """Say what became of every file."""
+    for reason in report.skipped.values():
+        _remark(f"skipped {reason}")
+    if verbose:
+        for other in report.others:
+            _remark(f"left out {_one_line(str(other))}")
+    counts = {
+        "new or changed": report.encoded,
+        "unchanged": report.unchanged,
+        "moved": report.moved,
+        "removed": report.removed,
+        "skipped": len(report.skipped),
+        "of other kinds": len(report.others),
+    }
+    told = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
+    print(f"{path}: {report.total:,} {kind}" + (f" ({told})" if told else ""))
+
+
+def _server_settings(options: argparse.Namespace) -> "Settings":
+    from saysee.features.sources import read_bytes
+    from saysee.serving.server import Settings
+
+    token = None
+    if options.token_file is not None:
+        token = read_bytes(options.token_file, 4096, SayseeError).decode("utf-8", "replace").strip()
+    return Settings(
+        options.host, options.port, options.cert, options.key, token=token, allowed_hosts=tuple(options.allow_host)
+    )
+
+
+def _remark(text: str) -> None:
+    print(f"saysee: {text}", file=sys.stderr, flush=True)
+
+
+def _one_line(text: str) -> str:
     from saysee.features.sources import one_line
 
-    rows = [f"{'rank':>4}  {'coarse':>6}  {'fine':>6}  picture"]
+    return one_line(text)
+
+
+def _answer_table(answers: "Sequence[Answer]", kind: str) -> str:
+    rows = [f"{'rank':>4}  {'coarse':>6}  {'fine':>6}  {kind}"]
     for answer in answers:
         fine = "" if answer.fine is None else f"{answer.fine:+.2f}"
-        rows.append(f"{answer.rank:>4}  {answer.coarse:>6.3f}  {fine:>6}  {one_line(str(answer.path))}")
+        rows.append(f"{answer.rank:>4}  {answer.coarse:>6.3f}  {fine:>6}  {_one_line(str(answer.path))}")
     return "\n".join(rows)

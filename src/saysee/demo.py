@@ -13,7 +13,9 @@ from saysee.evaluation.report import to_markdown, to_terminal
 from saysee.evaluation.results import write_results
 from saysee.files import write_text
 from saysee.models.retrieval_model import SpeechImageModel
-from saysee.search.index import build_index, read_index
+from saysee.search.building import build_index
+from saysee.search.index import open_index
+from saysee.search.question import read_question
 from saysee.search.searcher import Searcher
 from saysee.search.sheet import write_sheet
 from saysee.workflows import evaluate_on_manifest, sheet_question, train_on_manifest
@@ -47,14 +49,14 @@ def run_demo(out: Path) -> None:
 
     pictures = sample_manifest_path().parent / "images"
     report = build_index(pictures, model, model_folder, index_folder)
-    searcher = Searcher(read_index(index_folder), model)
-    print(f"Asking {len(DEMO_QUESTIONS)} spoken questions of all {report.indexed} drawings:")
+    searcher = Searcher(open_index(index_folder), model)
+    print(f"Asking {len(DEMO_QUESTIONS)} spoken questions of all {report.total} drawings:")
     captions = {caption.id: caption for caption in manifest.captions}
     questions = []
     for question in DEMO_QUESTIONS:
         caption = captions[question]
         language = LANGUAGES[str(caption.language)]
-        ranked = searcher.search(caption.audio, top=report.indexed)
+        ranked = searcher.search(read_question(caption.audio), top=report.total).answers
         right = next(answer.rank for answer in ranked if answer.path.name == caption.image.name)
         answers = ranked[:ANSWERS]
         names = ", ".join(answer.path.stem for answer in answers)
@@ -62,10 +64,10 @@ def run_demo(out: Path) -> None:
         questions.append(
             sheet_question(
                 f"{language}: the word for the drawing `{caption.image.stem}`",
-                caption.audio,
+                caption.audio.read_bytes(),
                 answers,
-                note=f"A recording that was not in training. Its drawing has rank {right} of {report.indexed}.",
-                correct=frozenset({searcher.index.folder / caption.image.name}),
+                note=f"A recording that was not in training. Its drawing has rank {right} of {report.total}.",
+                correct=frozenset({searcher.index.description.folder / caption.image.name}),
             )
         )
     sheet = out / "answers.html"

@@ -1,7 +1,9 @@
 """The longer commands as functions: manifest to model, model to results, answers to a contact sheet."""
 
 import hashlib
+import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,12 @@ from saysee.data.extraction import (
 )
 from saysee.data.manifest import Manifest, Split, SpokenCaption
 from saysee.errors import SayseeError
+from saysee.evaluation.calibration import CalibrationError, calibrate
 from saysee.evaluation.overlap import require_unseen, write_seen
 from saysee.evaluation.results import Results
 from saysee.evaluation.retrieval import evaluate_retrieval
 from saysee.features.audio import load_waveform
+from saysee.features.containers import find_format
 from saysee.features.extract import FileEncoder, StoredFeatures, in_process, in_processes
 from saysee.features.hashes import FileHashes
 from saysee.features.image import load_image
@@ -31,7 +35,8 @@ from saysee.features.ray_cluster import on_ray
 from saysee.features.store import FeatureStore, default_cache_folder
 from saysee.files import free_bytes
 from saysee.models.backbones import load_image_backbone, load_speech_backbone
-from saysee.models.retrieval_model import SpeechImageModel
+from saysee.models.calibration import Calibration
+from saysee.models.retrieval_model import SpeechImageModel, read_model_folder
 from saysee.search.searcher import Answer
 from saysee.search.sheet import SheetAnswer, SheetQuestion, make_thumbnail, waveform_peaks
 from saysee.training.checkpoint import Progress
@@ -63,6 +68,8 @@ def train_on_manifest(
     config: Config, manifest: Manifest, out: Path, *, cache: Path | None = None, device: str = "auto"
 ) -> Progress:
     """Train on a manifest's train split, choosing by its dev split; under torchrun, with all its processes.
+
+    What is kept is calibrated on dev in the end, if dev has pictures enough.
 
     Args:
         config: the recipe.
@@ -108,7 +115,37 @@ def train_on_manifest(
         )
         if ranks.main:
             write_seen(out, seen, speech, images)
+            # the model that was kept may be that of an earlier step
+            model.load_trainable_state(read_model_folder(out).state, str(out))
+            with suppress(CalibrationError):  # search then does not say whether anything fits
+                calibrate(model, dev, speech, images).write(out)
         return progress
+
+
+def calibrate_on_manifest(
+    model_folder: Path, manifest: Manifest, *, cache: Path | None = None, device: str = "auto"
+) -> Calibration:
+    """Calibrate a trained model on a manifest's dev split, and write that into its folder; training does so itself.
+
+    Args:
+        model_folder: what `train_on_manifest` or `SpeechImageModel.save_pretrained` wrote.
+        manifest: without structural faults; its dev split must not have been in the model's training.
+        cache: where features are kept; None takes the default folder.
+        device: see `choose_device`.
+
+    Raises:
+        ManifestError: files that do not decode, all listed.
+        CalibrationError: the dev split is too small, or the model gives all pairs one score.
+        SayseeError: see `SpeechImageModel.from_pretrained`.
+    """
+    model = SpeechImageModel.from_pretrained(model_folder, choose_device(device))
+    dev = manifest.of("dev")
+    speech, images = extract_features(
+        dev, model.speech_backbone, model.image_backbone, cache or default_cache_folder(), progress=True
+    )
+    calibration = calibrate(model, dev, speech, images)
+    calibration.write(model_folder)
+    return calibration
 
 
 def features_of(
@@ -169,8 +206,13 @@ def extract_on_manifest(
 
     Raises:
         ManifestError: files that do not decode, all listed, when all others are done.
-        SayseeError: the disk has too little room for what is expected.
+        SayseeError: the recipe's features are live, or the disk has too little room for what is expected.
     """
+    if config.training.live_features:
+        raise SayseeError(
+            "training.live_features is true: this recipe runs its encoders in every step and reads nothing of what is "
+            "extracted; leave extract out, or give --training.live_features false here and to train"
+        )
     cache = cache or default_cache_folder()
     chosen = str(choose_device(device))
     speech = load_speech_backbone(config.model.speech_backbone)
@@ -245,7 +287,7 @@ def evaluate_on_manifest(
         search: k and fusion rule; None takes the model's own.
         fine: whether to measure the fine stage too, if the model has one.
         about: what else the record says of this evaluation.
-        cache: where features are kept; None takes the default folder.
+        cache: where features are kept, or the hashes of files if the model's are live; None takes the default folder.
         unseen_by: the model's folder, for a zero-shot evaluation: nothing of the split may have been in its training.
 
     Raises:
@@ -253,9 +295,7 @@ def evaluate_on_manifest(
         SayseeError: the split is empty; `unseen_by` does not say what the model has seen.
     """
     captions = manifest.of(split)
-    speech, images = extract_features(
-        captions, model.speech_backbone, model.image_backbone, cache or default_cache_folder(), progress=True
-    )
+    speech, images, _ = features_of(model, captions, cache or default_cache_folder(), progress=True)
     if unseen_by is not None:
         require_unseen(unseen_by, captions, speech, images)
     described = {"split": split, "split_by": manifest.split_by, "seed": model.config.training.seed, **(about or {})}
@@ -272,30 +312,23 @@ def data_fingerprint(captions: Iterable[SpokenCaption], speech: FileContents, im
 
 
 def sheet_question(
-    title: str, recording: Path, answers: Sequence[Answer], *, note: str = "", correct: frozenset[Path] | None = None
+    title: str, recording: bytes, answers: Sequence[Answer], *, note: str = "", correct: frozenset[Path] | None = None
 ) -> SheetQuestion:
     """Make one question of a contact sheet, with the recording itself and thumbnails of the answers.
 
     Args:
         title: what stands above it.
-        recording: the question.
+        recording: the question, the content of its file.
         answers: best first.
         note: what else is to be said of it.
         correct: the right pictures, if they are known.
     """
-    kinds = {
-        ".wav": "audio/wav",
-        ".mp3": "audio/mpeg",
-        ".m4a": "audio/mp4",
-        ".mp4": "audio/mp4",
-        ".aac": "audio/aac",
-        ".webm": "audio/webm",
-        ".flac": "audio/flac",
-    }
+    kinds = {"wav": "audio/wav", "mp3": "audio/mpeg", "mp4": "audio/mp4", "webm": "audio/webm"}
+    kind = find_format(io.BytesIO(recording)) or ""
     return SheetQuestion(
         title=title,
-        audio=recording.read_bytes(),
-        audio_type=kinds.get(recording.suffix.lower(), "audio/ogg"),
+        audio=recording,
+        audio_type=kinds.get(kind, f"audio/{kind}"),
         note=note,
         answers=[
             SheetAnswer(

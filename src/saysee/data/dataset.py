@@ -15,7 +15,7 @@ from saysee.files import hash64
 
 
 class PairDataset:
-    """One pair a spoken caption; 24 bytes of memory each, besides what captions and features take.
+    """One pair a spoken caption; up to 12 bytes of memory each, besides what captions and features take.
 
     Args:
         captions: what is iterated.
@@ -24,7 +24,7 @@ class PairDataset:
         crop_frames: a longer recording is cut to so many frames; None leaves it whole.
 
     Attributes:
-        image_numbers: (n,) int64, the image of each caption as a number: equal for captions of one image, and the same
+        image_numbers: (n,) int32, the image of each caption as a number: equal for captions of one image, and the same
             in whatever order the captions come.
     """
 
@@ -40,18 +40,23 @@ class PairDataset:
         self.images = images
         self.crop_frames = crop_frames
         hashes = np.fromiter((hash64(caption.image_id) for caption in captions), np.uint64, len(captions))
-        _, first, numbers = np.unique(hashes, return_index=True, return_inverse=True)
-        self.image_numbers: NDArray[np.int64] = numbers.astype(np.int64)
-        self._caption_of_image: NDArray[np.int64] = first
+        order = np.argsort(hashes, kind="stable")
+        hashes = hashes[order]
+        first = np.ones(len(hashes), dtype=bool)
+        first[1:] = hashes[1:] != hashes[:-1]
+        del hashes  # half a million captions are not to take more than they must
+        self._caption_of_image = order[first].astype(np.int32)
+        self.image_numbers = np.empty(len(captions), dtype=np.int32)
+        self.image_numbers[order] = np.cumsum(first, dtype=np.int32) - 1
 
     def __len__(self) -> int:
         return len(self.captions)
 
     @cached_property
-    def lengths(self) -> NDArray[np.int64]:
+    def lengths(self) -> NDArray[np.int32]:
         """Frames of each caption (n,), after the crop; zeros where features are live and lengths not known."""
-        frames = np.fromiter((self.speech.frames(caption.audio) for caption in self.captions), np.int64, len(self))
-        return frames if self.crop_frames is None else np.minimum(frames, self.crop_frames)
+        frames = np.fromiter((self.speech.frames(caption.audio) for caption in self.captions), np.int32, len(self))
+        return frames if self.crop_frames is None else np.minimum(frames, self.crop_frames, out=frames)
 
     def batch(self, indices: Sequence[int], draws: Tensor) -> Batch:
         """Read the captions `indices` as one batch.
@@ -70,7 +75,7 @@ class PairDataset:
             speech,
             mask,
             torch.stack(self.images.read([caption.image for caption in captions])),
-            torch.from_numpy(self.image_numbers[list(indices)]),
+            torch.from_numpy(self.image_numbers[list(indices)]).long(),
         )
 
     def image_tokens(self, image_id: Tensor) -> Tensor:

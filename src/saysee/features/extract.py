@@ -9,6 +9,7 @@ Reader, decoder and encoder are handed in, so this module knows no model.
 
 import os
 import signal
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
@@ -39,6 +40,9 @@ UNIT = 64
 """Files of a unit: what is lost of the work when a process is killed, for each process."""
 _SHARD_BYTES = 256 * 1024 * 1024  # a unit's features are cut into shards of about this size, to bound memory
 _SAVE_EVERY = 64  # units between two times that the hashes of files are saved
+_LOOKED_UP = 4096  # files that are looked up together
+_CONTENT = 16  # bytes of a file's SHA-256 by which the store knows it
+_NO_ENTRY = -2  # of a file that has no features: it is still to be encoded, or it is a bad one
 
 
 @dataclass(frozen=True)
@@ -155,23 +159,21 @@ def extract(
         file is passed over or stops the run.
     """
     store, hashes = FeatureStore(cache, fingerprint), FileHashes(cache)
-    seen: set[int] = set()
-    files: list[int] = []
-    contents: list[bytes] = []
+    met = _Files()
+    # of the files that are encoded now: `hash64` of the path, and 16 bytes for the content; as numbers and not as
+    # objects, which would take ten times the memory
+    encoded, contents = array("Q"), bytearray()
     faults: dict[Path, str] = {}
 
     def missing() -> Iterator[Path]:
-        for path in paths:
-            key = hash64(str(path))
-            if key in seen:
-                continue
-            seen.add(key)
-            content = hashes.get(path)
-            if content is None or store.find(content) < 0:
-                yield path
-            else:
-                files.append(key)
-                contents.append(content)
+        rest = iter(paths)
+        while some := tuple(islice(rest, _LOOKED_UP)):
+            files = np.fromiter((hash64(str(path)) for path in some), np.uint64, len(some))
+            new = met.unmet(files)
+            digests = (hashes.get(some[place]) for place in new)
+            entries = [_NO_ENTRY if digest is None else store.find(digest) for digest in digests]
+            met.add(files[new], np.array([entry if entry >= 0 else _NO_ENTRY for entry in entries], np.int32))
+            yield from (some[place] for place, entry in zip(new, entries, strict=True) if entry < 0)
 
     todo = missing()
     units = iter(lambda: tuple(islice(todo, UNIT)), ())
@@ -180,8 +182,8 @@ def extract(
             for number, result in enumerate(run(units), start=1):
                 for path, content, file in zip(result.paths, result.content, result.keys, strict=True):
                     if content is not None:
-                        files.append(hash64(str(path)))
-                        contents.append(content)
+                        encoded.append(hash64(str(path)))
+                        contents += content[:_CONTENT]
                         if file is not None:
                             hashes.put(file, content)
                 faults |= result.faults
@@ -190,19 +192,54 @@ def extract(
                     hashes.save()
     finally:
         hashes.save()
-    store.refresh()
-    entries = np.array([store.find(content) for content in contents], dtype=np.int32)
-    keys = np.array(files, dtype=np.uint64)
-    order = np.argsort(keys)
-    return StoredFeatures(store, keys[order], entries[order]), faults
+    if encoded:
+        known = np.flatnonzero(met.entries >= 0)
+        keys = np.fromiter((store.key(entry) for entry in met.entries[known]), f"S{_CONTENT}", len(known))
+        store.refresh()  # which gives all entries other numbers
+        found = (store.find(bytes(key).ljust(_CONTENT, b"\0")) for key in keys)
+        met.entries[known] = np.fromiter(found, np.int32, len(known))
+        found = (store.find(bytes(contents[at : at + _CONTENT])) for at in range(0, len(contents), _CONTENT))
+        met.entries[np.searchsorted(met.files, np.frombuffer(encoded, np.uint64))] = np.fromiter(found, np.int32)
+    good = met.entries != _NO_ENTRY
+    return StoredFeatures(store, met.files[good], met.entries[good]), faults
+
+
+class _Files:
+    """The files that extraction has met, each once; 12 bytes a file.
+
+    Attributes:
+        files: `hash64` of their paths (n,), sorted.
+        entries: of the store (n,); _NO_ENTRY where there is none yet.
+    """
+
+    def __init__(self) -> None:
+        self.files = np.empty(0, np.uint64)
+        self.entries = np.empty(0, np.int32)
+
+    def unmet(self, files: NDArray[np.uint64]) -> list[int]:
+        """Return where in `files` (m,) those stand that have not been met, each once, in order."""
+        different, first = np.unique(files, return_index=True)
+        place = np.searchsorted(self.files, different)
+        there = place < len(self.files)
+        there[there] = self.files[place[there]] == different[there]
+        return sorted(first[~there].tolist())
+
+    def add(self, files: NDArray[np.uint64], entries: NDArray[np.int32]) -> None:
+        """Take files (m,) that have not been met."""
+        order = np.argsort(files)
+        place = np.searchsorted(self.files, files[order])
+        self.files = np.insert(self.files, place, files[order])
+        self.entries = np.insert(self.entries, place, entries[order])
 
 
 def in_process(encoder: FileEncoder, cache: Path, *, threads: int = 2) -> Run:
     """Encode in this process, while `threads` threads read and decode ahead."""
 
     def run(units: Iterator[Sequence[Path]]) -> Iterator[UnitResult]:
-        store = FeatureStore(cache, encoder.fingerprint)
+        store: FeatureStore | None = None
         for unit in units:
+            if store is None:  # where nothing is missing, its index is not read a second time
+                store = FeatureStore(cache, encoder.fingerprint)
             yield encode_unit(encoder, store, unit, threads)
 
     return run
