@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import IO, NamedTuple
 from unittest import mock
 
-from media import write_image, write_wav
+import numpy as np
+
+from media import encode_audio, write_image, write_wav
 from saysee.cli import main
 from saysee.data.manifest import Manifest, Split, SpokenCaption, write_manifest
 from saysee.data.sample import sample_manifest_path
@@ -77,6 +79,8 @@ def finished_world(folder: Path) -> World:
     world = World(folder)
     write_corpus(folder / "corpus")
     shutil.copy(SPOKEN, folder / "question.ogg")
+    noise = np.random.default_rng(0).normal(0, 0.1, (32_000, 1))
+    (folder / "noise.wav").write_bytes(encode_audio(noise, 16_000, "wav"))
     (folder / "recipe.yaml").write_text(RECIPE)
     commands = [
         f"{TRAIN} --data {{corpus/manifest.jsonl}} --out {{model}}",

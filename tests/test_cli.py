@@ -85,7 +85,7 @@ MISTAKES = {
     "search {index} {question.ogg} --model {other}": "the index was built with",
     "search {index} {question.ogg} --model {nowhere}": "is no model folder",
     "search {index} {question.ogg} --top 0": "top is 0",
-    "search {index} {corpus/3.wav}": "3.wav: no speech was heard in it",
+    "search {index} {noise.wav}": "noise.wav: no speech was heard in it",
     "search {index} {recipe.yaml}": "recipe.yaml: is neither a recording (wav, ",
     "search {index}": "give a QUESTION, - for standard input, or --microphone",
     "search {index} {question.ogg} --microphone": "one of them",
