@@ -6,8 +6,8 @@ The sample corpus, the two bundled encoders, a small recipe with every part of t
 undisturbed. Then extraction (two workers) is killed ten times, each time after a random part of a third of the
 undisturbed time, so that the kills fall on all of it, and run to its end; then training likewise. A run that ends
 before its kill does not count: what it made is removed, and it begins anew. Killed is the whole process group, as a
-failing machine would. Compared are every stored feature, every tensor of model and checkpoint, and every figure of
-results.json, bit for bit.
+failing machine would; how many shards or steps there were then is on record. Compared are every stored feature, every
+tensor of model and checkpoint, and every figure of results.json, bit for bit.
 
 The rival is the undisturbed run: the ratio is what ten kills cost in time.
 """
@@ -42,6 +42,8 @@ search: {rerank: 8}
 
 MADE = {"extract": "cache", "train": "model"}
 """The folder that a command makes."""
+UNITS = {"extract": "shards", "train": "steps"}
+"""What tells how far a command has come."""
 
 
 def main() -> None:
@@ -55,18 +57,23 @@ def main() -> None:
         (folder / "recipe.yaml").write_text(RECIPE)
         whole, killed = folder / "whole", folder / "killed"
         seconds = {part: run(command) for part, command in commands(folder, whole).items()}
-        disturbed = {}
+        disturbed: dict[str, dict[str, Any]] = {}
         for part in ("extract", "train"):
             command = commands(folder, killed)[part]
             begun = time.perf_counter()
-            hits = 0
-            while hits < options.kills:
+            fell: list[int] = []
+            while len(fell) < options.kills:
                 if kill(command, moments.uniform(0, seconds[part] / 3)):
-                    hits += 1
+                    fell.append(done(part, killed))
                 else:
                     shutil.rmtree(killed / MADE[part])
             run(command)
-            disturbed[part] = {"killed": hits, "seconds": round(time.perf_counter() - begun, 1)}
+            disturbed[part] = {
+                "killed": len(fell),
+                f"{UNITS[part]}_at_each_kill": fell,
+                f"{UNITS[part]}_in_the_end": done(part, killed),
+                "seconds": round(time.perf_counter() - begun, 1),
+            }
         run(commands(folder, killed)["evaluate"])
         figures: dict[str, Any] = {
             "kills_asked": options.kills,
@@ -126,6 +133,15 @@ def kill(command: list[str], seconds: float) -> bool:
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     return running
+
+
+def done(part: str, where: Path) -> int:
+    """Count the shards that are there, or return the last step in the log; 0 where there is nothing yet."""
+    if part == "extract":
+        return len(list((where / "cache").glob("*/*.safetensors")))
+    log = where / "model/training/log.jsonl"
+    whole = [line for line in log.read_text().split("\n")[:-1] if line] if log.exists() else []
+    return max((int(json.loads(line)["step"]) for line in whole), default=0)
 
 
 def features_equal(a: Path, b: Path) -> dict[str, int]:

@@ -1,6 +1,5 @@
-"""Learner and data of `paper_scale_step`: the paper's encoders at full size with random weights, and random inputs."""
+"""Learner and data of `paper_scale_step`: the paper's encoders at their size with random weights, and random inputs."""
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,9 +30,9 @@ from saysee.workflows import LIVE_BATCH
 
 M = TypeVar("M", bound=nn.Module)
 
-DTYPE = torch.bfloat16
 CAPTIONS = 30_000
 """Flickr8k's captions for training."""
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 # facebook/hubert-large-ll60k
 HUBERT_LARGE: dict[str, Any] = {
@@ -57,29 +56,39 @@ VIT_G: dict[str, Any] = {
 }
 
 
-def recipe(name: str, batch: int, seed: int) -> Config:
-    """Return the recipe with this batch, both encoders in DTYPE, and no ramps, so that the first step is any step."""
-    config = load_config(name)
+# what makes the same benchmark a matter of seconds
+SMALL_HUBERT = HUBERT_LARGE | {
+    **{"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48},
+    **{"conv_dim": [16] * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4},
+}
+SMALL_VIT = VIT_G | {
+    **{"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "image_size": 56},
+}
+SMALL = [
+    *("--model.width", "32", "--model.heads", "2", "--model.multimodal_layers", "1", "--model.embedding_dim", "16"),
+    *("--model.speech_backbone.fixed_mix", "[1, 1, 1]", "--loss.queue_size", "64"),
+]
+
+
+def recipe(name: str, batch: int, seed: int, precision: str, small: bool) -> Config:
+    """Return the recipe with this batch, all in one precision, and no ramps, so that the first step is any step."""
+    changed = ["--training.batch_size", str(batch), "--training.seed", str(seed), "--training.precision", precision]
+    changed += ["--model.speech_backbone.precision", precision, "--model.image_backbone.precision", precision]
+    config = load_config(name, [*changed, "--loss.distillation_ramp_steps", "0", *(SMALL if small else [])])
     assert config.model.image_backbone.tokens == "patches", "the Q-Former is not built here"
-    speech = dataclasses.replace(config.model.speech_backbone, precision="bf16")
-    image = dataclasses.replace(config.model.image_backbone, precision="bf16")
-    return dataclasses.replace(
-        config,
-        model=dataclasses.replace(config.model, speech_backbone=speech, image_backbone=image),
-        loss=dataclasses.replace(config.loss, distillation_ramp_steps=0),
-        training=dataclasses.replace(config.training, batch_size=batch, seed=seed, precision="bf16"),
-    )
+    return config
 
 
-def build(config: Config, device: torch.device) -> Learner:
-    """Build everything that a step needs, at full size; only the checkpoints' values are missing."""
-    hubert = with_random_weights(build_hubert(HUBERT_LARGE), device)
+def build(config: Config, device: torch.device, small: bool) -> Learner:
+    """Build everything that a step needs, at full size or small; only the checkpoints' values are missing."""
+    dtype = DTYPES[config.model.speech_backbone.precision]
+    hubert = with_random_weights(build_hubert(SMALL_HUBERT if small else HUBERT_LARGE), device, dtype)
     with torch.device("meta"):
-        vision = Blip2Encoder(VIT_G, None, 0)
+        vision = Blip2Encoder(SMALL_VIT if small else VIT_G, None, 0)
     model = SpeechImageModel(
         config,
         HubertBackbone(hubert, config.model.speech_backbone, normalise=True),
-        Blip2Backbone(with_random_weights(vision, device)),
+        Blip2Backbone(with_random_weights(vision, device, dtype)),
     ).to(device)
     momentum = MomentumEncoder(model.speech_encoder, model.image_encoder).to(device)
     queue = MomentumQueue(config.loss.queue_size, config.model.embedding_dim).to(device)
@@ -88,10 +97,10 @@ def build(config: Config, device: torch.device) -> Learner:
     return Learner(model, momentum, queue, build_optimizer(model, config.training))
 
 
-def with_random_weights(module: M, device: torch.device) -> M:
-    """Bring a module from the meta device to `device` in DTYPE: norms as they start, matrices of unit gain."""
+def with_random_weights(module: M, device: torch.device, dtype: torch.dtype) -> M:
+    """Bring a module from the meta device to `device` in `dtype`: norms as they start, matrices of unit gain."""
     assert not list(module.buffers()), "a buffer would stay uninitialised"
-    module = module.to(DTYPE).to_empty(device=device)
+    module = module.to(dtype).to_empty(device=device)
     with torch.no_grad():
         for part in module.modules():
             for name, parameter in part.named_parameters(recurse=False):
@@ -104,12 +113,12 @@ def with_random_weights(module: M, device: torch.device) -> M:
     return module
 
 
-def clip_seconds(seconds: float | None, seed: int) -> NDArray[np.float64]:
-    """Return the lengths of CAPTIONS clips."""
+def clip_seconds(seconds: float | None, seed: int, count: int = CAPTIONS) -> NDArray[np.float64]:
+    """Return the lengths of so many clips: one for all, or Flickr8k-like ones."""
     if seconds is not None:
-        return np.full(CAPTIONS, seconds)
+        return np.full(count, seconds)
     sigma, mean = 0.35, 45.9 * 3600 / 40_000
-    return np.random.default_rng(seed).lognormal(math.log(mean) - sigma**2 / 2, sigma, CAPTIONS)
+    return np.random.default_rng(seed).lognormal(math.log(mean) - sigma**2 / 2, sigma, count)
 
 
 class Generated:
@@ -158,7 +167,7 @@ class Generated:
 
 
 def generated_dataset(model: SpeechImageModel, seconds: NDArray[np.float64], *, live: bool) -> PairDataset:
-    """Return CAPTIONS pairs, each with its own picture."""
+    """Return pairs of clips of so many seconds, each with its own picture."""
     speech, image = model.speech_backbone, model.image_backbone
     assert isinstance(speech, HubertBackbone)
     samples = np.minimum((seconds * SAMPLE_RATE).astype(np.int64), speech.max_samples)
@@ -168,10 +177,12 @@ def generated_dataset(model: SpeechImageModel, seconds: NDArray[np.float64], *, 
         recordings, pictures = recording_encoder(speech, LIVE_BATCH), picture_encoder(image, LIVE_BATCH)
         heard, seen = torch.randn(2 * int(samples.max())), torch.randn(64, 3, image.image_size, image.image_size)
     else:
-        heard = torch.randn(speech.num_layers, 2 * int(frames.max()), speech.dim).to(DTYPE)
-        seen = torch.randn(64, image.num_tokens, image.dim).to(DTYPE)
+        stored = torch.bfloat16 if speech.dtype == torch.bfloat16 else torch.float16
+        heard = torch.randn(speech.num_layers, 2 * int(frames.max()), speech.dim).to(stored)
+        seen = torch.randn(64, image.num_tokens, image.dim).to(stored)
     captions = [
-        SpokenCaption(str(n), Path(str(n)), str(n), Path(str(n)), None, None, None, "train") for n in range(CAPTIONS)
+        SpokenCaption(str(n), Path(str(n)), str(n), Path(str(n)), None, None, None, "train")
+        for n in range(len(seconds))
     ]
     crop = model.config.training.crop_seconds
     return PairDataset(

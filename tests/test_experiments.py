@@ -424,6 +424,26 @@ def test_the_command_names_rows_by_their_recipes(manifest: Manifest, tmp_path: P
     assert read_model_folder(tmp_path / "out" / "tiny-seed1").config.training.steps == 2
 
 
+@pytest.mark.parametrize("command", ["extract", "train", "ablate", "table"])
+def test_encoders_that_will_be_very_slow_are_said_once(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(f"torch.cpu.{name}", lambda: False)
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.yaml").write_text(RECIPE)
+    files = [tmp_path / f"{name}.yaml" for name in ("one", "two")][: 2 if command == "table" else 1]
+    corpus = manifest.captions[0].audio.parent / "manifest.jsonl"
+    out = () if command == "extract" else ("--out", tmp_path / "out")
+    seeds = ("--seeds", "0") if command in ("ablate", "table") else ()
+    slow = ("--model.speech_backbone.precision", "bf16", "--training.steps", "1")
+    common = ("--data", corpus, "--cache", tmp_path / "cache", "--device", "cpu", *out, *seeds)
+    outcome = saysee(command, *files, *common, *slow)
+    assert outcome.status == 0
+    (line,) = outcome.err.splitlines()
+    assert line.startswith("saysee: warning: an encoder's precision is bf16, which this processor only imitates")
+
+
 def test_torchrun_is_told_how_a_table_uses_several_gpus(
     manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

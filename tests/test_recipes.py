@@ -60,6 +60,14 @@ def test_the_paper_is_credited_with_nothing_but_what_its_figure_shows(name: str)
     assert credited <= {"family", "tokens", "matching", "negatives"}
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_revision_is_pinned_or_it_is_said_that_none_is(name: str) -> None:
+    model = load_config(name).model
+    pinned = model.speech_backbone.revision is not None and model.image_backbone.revision is not None
+    said = "# No revision of the two checkpoints is pinned here" in "\n".join(lines(name))
+    assert pinned is not said
+
+
 @pytest.mark.parametrize("corpus", CORPORA)
 def test_without_the_queue_exactly_the_switched_parts_differ(corpus: str) -> None:
     """Then a difference in the table is one of the parts."""

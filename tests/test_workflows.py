@@ -28,6 +28,7 @@ from saysee.workflows import (
     data_fingerprint,
     evaluate_on_manifest,
     extract_on_manifest,
+    precision_warning,
     remove_damaged,
     sheet_question,
     train_on_manifest,
@@ -261,10 +262,15 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(
     assert not (tmp_path / "cache").exists()
 
 
+def shards(cache: Path) -> dict[str, bytes]:
+    """The stored features; the remembered hashes of files come a moment after the files, sooner or later."""
+    return {name: content for name, content in contents(cache).items() if name != "files.safetensors"}
+
+
 def test_damaged_features_are_found_and_made_again(manifest: Manifest, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     extract_on_manifest(recipe(), manifest, cache=cache, tell=lambda line: None)
-    before = contents(cache)
+    before = shards(cache)
     shard = max(cache.glob("*/*.safetensors"), key=lambda path: path.stat().st_size)
     damaged = bytearray(shard.read_bytes())
     damaged[len(damaged) // 2] ^= 1
@@ -272,7 +278,7 @@ def test_damaged_features_are_found_and_made_again(manifest: Manifest, tmp_path:
     assert remove_damaged(recipe(), cache) == 1
     assert remove_damaged(recipe(), cache) == 0
     extract_on_manifest(recipe(), manifest, cache=cache, tell=lambda line: None)
-    assert contents(cache) == before
+    assert shards(cache) == before
 
 
 def test_live_features_train_as_stored_ones_do_and_leave_no_features(manifest: Manifest, tmp_path: Path) -> None:
@@ -290,6 +296,16 @@ def test_live_features_train_as_stored_ones_do_and_leave_no_features(manifest: M
     assert losses[1] == pytest.approx(losses[0], abs=2e-3)
     assert entries(tmp_path / "cache-false") == 24
     assert not list((tmp_path / "cache-true").glob("*/*.safetensors"))
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_bfloat16_is_warned_of_where_it_is_only_imitated(monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: native)
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
+    slow = recipe("--model.image_backbone.precision", "bf16")
+    assert (precision_warning(slow, "cpu") is None) is native
+    assert precision_warning(recipe(), "cpu") is None
+    assert native or "this processor only imitates" in str(precision_warning(slow, "auto"))
 
 
 def test_what_would_never_be_read_is_not_extracted(manifest: Manifest, tmp_path: Path) -> None:

@@ -76,6 +76,11 @@ def build_parser() -> argparse.ArgumentParser:
     prepare.add_argument(
         "--images", type=Path, metavar="DIR", help="spoken-coco, places: where the pictures lie, if elsewhere"
     )
+    prepare.add_argument(
+        "--leave-out-faults",
+        action="store_true",
+        help="published corpora: leave out, and name, records whose files cannot be used or that are in two splits",
+    )
     folder = prepare.add_argument_group("picture-folder")
     folder.add_argument(
         "--recordings", type=Path, metavar="FILE", help="the CSV or JSONL (default: recordings.* in DIR)"

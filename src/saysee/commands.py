@@ -7,7 +7,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from datetime import date
@@ -29,14 +29,30 @@ if TYPE_CHECKING:
 
 def prepare_command(options: argparse.Namespace) -> None:
     """Read a corpus, check every file, write the manifest."""
-    from saysee.data.validate import validate
+    from saysee.data.validate import structural_faults, validate, without_faults
+    from saysee.files import write_text
 
+    published = options.corpus != "picture-folder"
+    if options.leave_out_faults and not published:
+        raise SayseeError("--leave-out-faults is for published corpora; take what is wrong out of your table")
     prepared = _prepared(options)
+    left_out: list[str] = []
+    if options.leave_out_faults:
+        manifest, faulty = without_faults(prepared.manifest, progress=True)
+        left_out = [str(fault) for fault in faulty]
+        count, prepared = len(prepared.manifest.captions), prepared.with_fewer(manifest)
     for warning in prepared.warnings:
-        print(f"saysee: warning: {warning}", file=sys.stderr)
-    faults = validate(prepared.manifest, progress=True)
+        _remark(f"warning: {warning}")
+    faults = structural_faults(manifest) if options.leave_out_faults else validate(prepared.manifest, progress=True)
     if faults:
-        raise ManifestError(str(options.folder), [str(fault) for fault in faults])
+        advice = "" if options.leave_out_faults or not published else " (--leave-out-faults goes on without them)"
+        raise ManifestError(f"{options.folder}{advice}", [str(fault) for fault in faults])
+    if left_out:
+        listed = options.out.with_suffix(".left-out.txt")
+        write_text(listed, "\n".join(left_out) + "\n")
+        _remark(f"warning: left out {len(left_out):,} of {count:,} records, all named with the reason in {listed}")
+        for line in left_out[:10]:
+            _remark(f"warning: {line}")
     write_manifest(options.out, prepared.manifest)
     print("\n".join([*prepared.notes, f"wrote {options.out}"]))
 
@@ -56,6 +72,7 @@ def train_command(options: argparse.Namespace) -> None:
     from saysee.workflows import train_on_manifest
 
     config = load_config(options.config, options.overrides)
+    _warn_of_precision([config], options.device)
     progress = train_on_manifest(
         config, _checked_manifest(options.data), options.out, cache=options.cache, device=options.device
     )
@@ -72,6 +89,7 @@ def extract_command(options: argparse.Namespace) -> None:
         if getattr(options, name) < 1:
             raise SayseeError(f"--{name.replace('_', '-')} is {getattr(options, name)}; give 1 or more")
     config = load_config(options.config, options.overrides)
+    _warn_of_precision([config], options.device)
     if options.verify:
         print(f"removed {remove_damaged(config, options.cache)} damaged files of features")
     extract_on_manifest(
@@ -135,9 +153,11 @@ def ablate_command(options: argparse.Namespace) -> None:
     """Train and measure the rows that are not on record yet, and write the table."""
     from saysee.experiments import ablate
 
+    config = load_config(options.config, options.overrides)
+    _warn_of_precision([config], options.device)
     print(
         ablate(
-            load_config(options.config, options.overrides),
+            config,
             _checked_manifest(options.data),
             options.out,
             seeds=_whole_numbers(options.seeds, "--seeds"),
@@ -159,6 +179,7 @@ def table_command(options: argparse.Namespace) -> None:
         if row in recipes:
             raise SayseeError(f"two recipes are called {row!r}, and a row has a name of its own; rename one file")
         recipes[row] = load_config(name, options.overrides)
+    _warn_of_precision(recipes.values(), options.device)
     other: Path | None = options.zero_shot
     print(
         tabulate(
@@ -337,8 +358,9 @@ def _prepared(options: argparse.Namespace) -> Prepared:
         for name in ("dev", "test")
         if (value := getattr(options, name)) is not None
     }
+    files = {"require_files": not options.leave_out_faults}  # what is missing is then named with what is broken
     if options.corpus == "flickr8k":
-        return flickr8k.prepare(folder)
+        return flickr8k.prepare(folder, **files)
     if options.corpus == "picture-folder":
         return picture_folder.prepare(
             folder, recordings=options.recordings, split_by=options.split_by, seed=options.seed, **shares
@@ -357,8 +379,20 @@ def _prepared(options: argparse.Namespace) -> Prepared:
     if "test" in shares:
         raise SayseeError(f"--test is {options.test}; {options.corpus} has a published test split: leave it out")
     if options.corpus == "spoken-coco":
-        return spoken_coco.prepare(folder, images=options.images, seed=options.seed, **shares)
-    return places.prepare(folder, images=options.images, held_out=options.held_out, seed=options.seed, **shares)
+        return spoken_coco.prepare(folder, images=options.images, seed=options.seed, **files, **shares)
+    return places.prepare(
+        folder, images=options.images, held_out=options.held_out, seed=options.seed, **files, **shares
+    )
+
+
+def _warn_of_precision(configs: Iterable[Config], device: str) -> None:
+    """Say once, under torchrun too, that encoders will be very slow here."""
+    from saysee.workflows import precision_warning
+
+    warnings = {warning for config in configs if (warning := precision_warning(config, device))}
+    if os.environ.get("RANK", "0") == "0":
+        for warning in warnings:
+            _remark(warning)
 
 
 def _columns(text: str | None) -> dict[str, str] | None:

@@ -3,7 +3,7 @@
 import hashlib
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ from saysee.search.searcher import Answer
 from saysee.search.sheet import SheetAnswer, SheetQuestion, make_thumbnail, waveform_peaks
 from saysee.training.checkpoint import Progress
 from saysee.training.distributed import process_group
-from saysee.training.trainer import build_learner, train
+from saysee.training.trainer import autocast_for, build_learner, train
 
 LIVE_BATCH = 32
 """Files that a frozen encoder sees at once when features are live; bounds memory (ours)."""
@@ -179,6 +179,22 @@ def features_of(
     identity = data_fingerprint(captions, speech, images)
     hashes.save()
     return speech, images, identity
+
+
+def precision_warning(config: Config, device: str) -> str | None:
+    """Return a warning if frozen encoders are to compute in bfloat16 on a processor that only imitates it, else None.
+
+    Raises:
+        SayseeError: see `choose_device`.
+    """
+    chosen = choose_device(device)
+    precisions = config.model.speech_backbone.precision, config.model.image_backbone.precision
+    if chosen.type != "cpu" or "bf16" not in precisions or autocast_for("auto", chosen) is not nullcontext:
+        return None
+    return (
+        "warning: an encoder's precision is bf16, which this processor only imitates, tens of times as slowly as fp32; "
+        "use a GPU, or give --model.speech_backbone.precision fp32 --model.image_backbone.precision fp32"
+    )
 
 
 def extract_on_manifest(

@@ -25,7 +25,7 @@ _SPLIT_LISTS: dict[Split, str] = {split: f"Flickr_8k.{split}Images.txt" for spli
 _TEXT_FILES = ("wav2capt.txt", "wav2spk.txt", "Flickr8k.token.txt", *_SPLIT_LISTS.values())
 
 
-def prepare(folder: Path) -> Prepared:
+def prepare(folder: Path, *, require_files: bool = True) -> Prepared:
     """Make a manifest of Flickr8k Audio Captions with the published splits.
 
     The files may lie in the folder itself or one level below, as in the archives' own folders `flickr_audio` and
@@ -34,6 +34,7 @@ def prepare(folder: Path) -> Prepared:
 
     Args:
         folder: of the corpus.
+        require_files: whether a recording or image that lacks its file is a fault already here.
 
     Raises:
         ManifestError: all faults: parts of the corpus that are not there, lines of another form, a recording that is
@@ -68,7 +69,10 @@ def prepare(folder: Path) -> Prepared:
             f"{wav!r} {fault}"
             for fails, fault in (
                 (wav in captions, "is listed twice in wav2capt.txt; remove one line"),
-                (wav not in wav_files, f"is not in {wavs.name}; put it there or remove its line from wav2capt.txt"),
+                (
+                    require_files and wav not in wav_files,
+                    f"is not in {wavs.name}; put it there or remove its line from wav2capt.txt",
+                ),
                 (wav not in speaker_of, "has no speaker in wav2spk.txt; add a line for it"),
                 (image + number not in text_of, f"has no written caption {image + number} in Flickr8k.token.txt"),
             )
@@ -89,7 +93,7 @@ def prepare(folder: Path) -> Prepared:
     faults += [
         f"{image!r} is not in {images.name}; put it there or remove it from its split"
         for image in spoken_of
-        if image not in image_files
+        if require_files and image not in image_files
     ]
     if faults:
         raise ManifestError(str(folder), faults)
@@ -100,7 +104,7 @@ def prepare(folder: Path) -> Prepared:
         "wav files that wav2capt.txt does not list": len(wav_files - {wav for wav, _, _ in listed}),
     }
     notes = [manifest.summary(), *(f"left out: {count:,} {what}" for what, count in left_out.items() if count)]
-    return Prepared(manifest, notes, _count_warnings(manifest))
+    return Prepared(manifest, notes, _count_warnings(manifest), _count_warnings)
 
 
 def _count_warnings(manifest: Manifest) -> list[str]:

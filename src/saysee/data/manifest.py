@@ -12,7 +12,7 @@ import json
 import mmap
 import os
 import reprlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, overload
@@ -164,13 +164,23 @@ class Prepared:
 
     Attributes:
         manifest: made from the corpus; `saysee.data.validate` has not seen it yet.
-        notes: what was counted and what was left out, one line each, to be printed.
+        notes: what was counted and what was left out, one line each, to be printed; the first is the summary.
         warnings: what a user should look into before trusting a result, one line each.
+        compare: which of the warnings say that the numbers are not the published ones.
     """
 
     manifest: Manifest
     notes: list[str]
     warnings: list[str] = field(default_factory=list)
+    compare: Callable[[Manifest], list[str]] = lambda manifest: []
+
+    def with_fewer(self, manifest: Manifest) -> "Prepared":
+        """Return the same with a manifest that lacks some of the records: what is said of numbers is said of it."""
+        compared = self.compare(self.manifest)
+        warnings = [warning for warning in self.warnings if warning not in compared]
+        return Prepared(
+            manifest, [manifest.summary(), *self.notes[1:]], [*warnings, *self.compare(manifest)], self.compare
+        )
 
 
 def read_utf8(path: Path) -> str:

@@ -32,6 +32,7 @@ def prepare(
     held_out: Literal["seen", "unseen"] = "seen",
     dev: float = 0.01,
     seed: int = 0,
+    require_files: bool = True,
 ) -> Prepared:
     """Make a manifest of Places Audio with the splits of 2020, or, where they are not there, with the first ones.
 
@@ -44,6 +45,7 @@ def prepare(
         held_out: which of the two pairs of dev and test of 2020 is taken; each is a gallery of its own.
         dev: share of the images of train that make dev, about; only with the first splits.
         seed: draws another dev.
+        require_files: see `saysee.data.published.PairReader.prepared`.
 
     Raises:
         ManifestError: all faults: JSON files that are not there or of another form, an image in two splits, an uttid
@@ -82,9 +84,9 @@ def prepare(
                 )
     assert reader is not None
     if splits is of_2020:
-        return reader.prepared([f"splits are those of 2020, dev and test {held_out}"])
+        return reader.prepared([f"splits are those of 2020, dev and test {held_out}"], require_files=require_files)
     note = f"splits: val is test, dev drawn from train by image with seed {seed} (ours)"
-    return reader.prepared([note], dev=(dev, seed))
+    return reader.prepared([note], dev=(dev, seed), require_files=require_files)
 
 
 def _find_files(folder: Path, of_2020: dict[str, Split]) -> tuple[Path, dict[str, Split]]:

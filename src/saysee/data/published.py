@@ -98,23 +98,31 @@ class PairReader:
     def prepared(
         self,
         notes: list[str],
-        warn: Callable[[Manifest], list[str]] = lambda manifest: [],
+        compare: Callable[[Manifest], list[str]] = lambda manifest: [],
         dev: tuple[float, int] | None = None,
+        require_files: bool = True,
     ) -> Prepared:
         """Return the manifest of all pairs; now the disk is asked for their files.
 
         Args:
             notes: on how it was made, after its summary.
-            warn: what to warn of.
+            compare: warns of numbers that are not the published ones.
             dev: draws dev from train with this share of its images and this seed; none if the corpus has a dev part.
+            require_files: whether a single file that is missing is a fault; a folder that lacks all of its files is.
 
         Raises:
             ManifestError: all faults of the pairs and all missing files.
             SayseeError: the share leaves dev or train empty.
         """
-        missing = missing_files(self.audio_base, self._image_of, "recordings", "unpack the recordings there")
+        missing = missing_files(
+            self.audio_base, self._image_of, "recordings", "unpack the recordings there", single=require_files
+        )
         missing += missing_files(
-            self.image_base, self._images, "pictures", "put the pictures there or say where they are"
+            self.image_base,
+            self._images,
+            "pictures",
+            "put the pictures there or say where they are",
+            single=require_files,
         )
         if self.faults or missing:
             raise ManifestError(str(self.folder), self.faults + missing)
@@ -124,7 +132,7 @@ class PairReader:
         self._captions.clear()
         manifest = Manifest("image", tuple(captions if dev is None else draw_dev(captions, *dev)))
         left_out = [f"left out: {self.repeated:,} pairs that are listed twice"] if self.repeated else []
-        return Prepared(manifest, [manifest.summary(), *notes, *left_out], warn(manifest))
+        return Prepared(manifest, [manifest.summary(), *notes, *left_out], compare(manifest), compare)
 
 
 def draw_dev(captions: list[SpokenCaption], share: float, seed: int) -> list[SpokenCaption]:
@@ -162,7 +170,7 @@ def check_share(share: object, name: str = "dev") -> None:
         raise SayseeError(f"{name} is {share!r}; allowed: a share of the images, above 0 and below 1")
 
 
-def missing_files(base: Path, names: Iterable[str], what: str, remedy: str) -> list[str]:
+def missing_files(base: Path, names: Iterable[str], what: str, remedy: str, *, single: bool = True) -> list[str]:
     """Return one line for each file that is not there, and one for a folder that has none of its files.
 
     A folder is listed once, where 600,000 single questions would take minutes on a network disk.
@@ -172,6 +180,7 @@ def missing_files(base: Path, names: Iterable[str], what: str, remedy: str) -> l
         names: of the files, with `/`.
         what: they are, in the plural.
         remedy: what to do about a folder that is missing.
+        single: whether files of a folder that has others are meant too.
     """
     files_of: dict[str, list[str]] = defaultdict(list)
     for name in names:
@@ -192,7 +201,7 @@ def missing_files(base: Path, names: Iterable[str], what: str, remedy: str) -> l
         lost = [file for file in files if file not in there]
         if len(lost) == len(files) > 1:
             absent[folder] += len(files)
-        else:
+        elif single:
             faults += [f"{f'{folder}/{file}'.lstrip('/')!r} is not in {str(base)!r}; put it there" for file in lost]
     wholly = [
         f"{count:,} {what} are to be in {str(base / folder)!r}, which has none of them; {remedy}"

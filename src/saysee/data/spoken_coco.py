@@ -27,7 +27,9 @@ _RAW_SPLITS: dict[str, Split] = {"train": "train", "val": "test"}
 _IMAGE_FOLDERS = ("train2014", "val2014")
 
 
-def prepare(folder: Path, *, images: Path | None = None, dev: float = 0.05, seed: int = 0) -> Prepared:
+def prepare(
+    folder: Path, *, images: Path | None = None, dev: float = 0.05, seed: int = 0, require_files: bool = True
+) -> Prepared:
     """Make a manifest of SpokenCOCO with Karpathy's splits, or with ours where his files are not there.
 
     Without a whole set of Karpathy's files the published val is test, and dev is drawn from train by image (ours).
@@ -41,6 +43,7 @@ def prepare(folder: Path, *, images: Path | None = None, dev: float = 0.05, seed
         images: has `train2014` and `val2014`; by default the folder itself or a sub-folder that has one of them.
         dev: share of the images of train that make dev, about; only without Karpathy's files.
         seed: draws another dev.
+        require_files: see `saysee.data.published.PairReader.prepared`.
 
     Raises:
         ManifestError: all faults: JSON files that are not there or of another form, an image in two splits, an uttid
@@ -60,7 +63,8 @@ def prepare(folder: Path, *, images: Path | None = None, dev: float = 0.05, seed
         for where, image, caption in _pairs(path, reader.faults):
             reader.add(split, where, image, caption)
     if karpathy:
-        return reader.prepared([f"splits are Karpathy's ({pattern.format('*')}; val is dev)"], _karpathy_warnings)
+        note = f"splits are Karpathy's ({pattern.format('*')}; val is dev)"
+        return reader.prepared([note], _karpathy_warnings, require_files=require_files)
     notes = [
         f"splits: the published val is test, dev drawn from train by image with seed {seed} (ours); published figures "
         f"are on Karpathy's test: put {_KARPATHY_NAMES[0].format('{train,val,test}')} there to compare with them"
@@ -68,7 +72,7 @@ def prepare(folder: Path, *, images: Path | None = None, dev: float = 0.05, seed
     partial = [name for name in _names(folder, _KARPATHY_NAMES) if name]
     if partial:
         notes.append(f"not used: {', '.join(partial)}, as train, val and test are not all there")
-    return reader.prepared(notes, dev=(dev, seed))
+    return reader.prepared(notes, dev=(dev, seed), require_files=require_files)
 
 
 def _find_files(folder: Path) -> tuple[str, Path]:

@@ -40,6 +40,19 @@ class Fault:
         return self.message if self.record is None else f"{self.record!r}: {self.message}"
 
 
+@dataclass(frozen=True)
+class _Checked:
+    """What a file decodes to, as a hash, or what is wrong with it."""
+
+    content: str | None = None
+    fault: str | None = None
+
+
+_Check = tuple[Callable[[Path], _Checked], Path]
+_Names = dict[_Check, str]
+_Checks = dict[_Check, _Checked]
+
+
 def validate(manifest: Manifest, *, workers: int = 2, progress: bool = False) -> list[Fault]:
     """Return all faults of a manifest and of the files it names; none means that it can be trained on.
 
@@ -154,35 +167,77 @@ def file_faults(manifest: Manifest, *, workers: int = 2, progress: bool = False)
         workers: threads.
         progress: whether to show a progress bar on standard error.
     """
-    from tqdm import tqdm
-
-    # each file is opened once however many captions share it
-    checks: dict[tuple[Callable[[Path], _Checked], Path], str] = {}
-    for caption in manifest.captions:
-        checks.setdefault((_check_audio, caption.audio), caption.id)
-        checks.setdefault((_check_image, caption.image), caption.id)
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            results = pool.map(lambda check: check[0](check[1]), checks)
-            bar = tqdm(results, "checking files", total=len(checks), unit="file", disable=None if progress else True)
-            checked = dict(zip(checks, bar, strict=True))
-        except BaseException:  # Ctrl-C must not wait for the thousands of files that are still queued
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    faults = [Fault(checks[check], result.fault) for check, result in checked.items() if result.fault]
     captions = manifest.captions
+    first, checked = _check_files(captions, workers, progress)
+    faults = [Fault(first[check], result.fault) for check, result in checked.items() if result.fault]
     faults += _copies(captions, lambda c: c.audio, lambda c: checked[_check_audio, c.audio].content, "recording")
     if manifest.split_by == "image":
         faults += _copies(captions, lambda c: c.image, lambda c: checked[_check_image, c.image].content, "picture")
     return faults
 
 
-@dataclass(frozen=True)
-class _Checked:
-    """What a file decodes to, as a hash, or what is wrong with it."""
+def without_faults(manifest: Manifest, *, workers: int = 2, progress: bool = False) -> tuple[Manifest, list[Fault]]:
+    """Return a manifest without the records that `file_faults` is about, or that stand in two splits.
 
-    content: str | None = None
-    fault: str | None = None
+    Of copies in two splits, and with `split_by` image of an image in two, the one in train is left out before that in
+    dev, and that before the one in test: what is measured stays as it is published.
+
+    Args:
+        manifest: whose files are checked.
+        workers: threads.
+        progress: whether to show a progress bar on standard error.
+
+    Returns:
+        The manifest, which may have other structural faults, and one line for each record that was left out, which
+        says why and of which split.
+    """
+    _, checked = _check_files(manifest.captions, workers, progress)
+    left_out: list[Fault] = []
+    kept: list[SpokenCaption] = []
+    for caption in manifest.captions:
+        files = checked[_check_audio, caption.audio], checked[_check_image, caption.image]
+        if fault := next((file.fault for file in files if file.fault), None):
+            left_out.append(Fault(caption.id, f"left out of {caption.split}: {fault}"))
+        else:
+            kept.append(caption)
+    same: list[tuple[str, Callable[[SpokenCaption], str | None]]] = [
+        ("recording", lambda c: checked[_check_audio, c.audio].content)
+    ]
+    if manifest.split_by == "image":
+        same += [("image_id", lambda c: c.image_id), ("picture", lambda c: checked[_check_image, c.image].content)]
+    for what, key in same:
+        # SPLITS begins with train and ends with test
+        last = {key(group[0]): max(group, key=_place_of_split) for group in _grouped(kept, key)}
+        leaks = [caption for caption in kept if caption.split != last[key(caption)].split]
+        for caption in leaks:
+            other = last[key(caption)]
+            message = f"left out of {caption.split}: its {what} is that of {other.id!r} too, which is in {other.split}"
+            left_out.append(Fault(caption.id, message))
+        kept = [caption for caption in kept if caption.split == last[key(caption)].split]
+    return Manifest(manifest.split_by, tuple(kept)), left_out
+
+
+def _place_of_split(caption: SpokenCaption) -> int:
+    return SPLITS.index(caption.split)
+
+
+def _check_files(captions: Sequence[SpokenCaption], workers: int, progress: bool) -> tuple[_Names, _Checks]:
+    """Open all files of captions; returns the first caption of each file, and what became of it."""
+    from tqdm import tqdm
+
+    # each file is opened once however many captions share it
+    first: _Names = {}
+    for caption in captions:
+        first.setdefault((_check_audio, caption.audio), caption.id)
+        first.setdefault((_check_image, caption.image), caption.id)
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            results = pool.map(lambda check: check[0](check[1]), first)
+            bar = tqdm(results, "checking files", total=len(first), unit="file", disable=None if progress else True)
+            return first, dict(zip(first, bar, strict=True))
+        except BaseException:  # Ctrl-C must not wait for the thousands of files that are still queued
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _check_audio(path: Path) -> _Checked:
