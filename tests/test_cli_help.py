@@ -18,7 +18,8 @@ from saysee.data.sample import sample_manifest_path
 
 COMMANDS = (
     *("prepare", "validate", "extract", "train", "evaluate", "zero-shot", "ablate", "table", "compare"),
-    *("index", "index build", "index update", "index watch", "index check", "search", "demo"),
+    *("index", "index build", "index update", "index watch", "index check", "search", "serve", "record"),
+    *("calibrate", "demo"),
 )
 
 
