@@ -371,6 +371,16 @@ def test_a_corpus_that_the_models_would_see_is_refused_before_the_first_run(
     table(manifest, tmp_path, seeds=[3], zero_shot=("same", manifest))  # its test is unseen
 
 
+def test_a_model_that_does_not_say_what_it_has_seen_is_not_measured_as_zero_shot(
+    manifest: Manifest, other: Manifest, tmp_path: Path
+) -> None:
+    table(manifest, tmp_path, seeds=[3])
+    (tmp_path / "out" / "full-seed3" / "seen.safetensors").unlink()
+    with pytest.raises(SayseeError, match="nobody can say whether this is zero-shot"):
+        table(manifest, tmp_path, seeds=[3], zero_shot=("elsewhere", other))
+    assert not (tmp_path / "out" / "zero-shot-elsewhere.json").exists()
+
+
 def test_a_table_of_another_recipe_data_or_split_is_refused(
     manifest: Manifest, other: Manifest, tmp_path: Path, trained: mock.Mock
 ) -> None:
