@@ -18,7 +18,7 @@ lint: .venv/dev
 	$(BIN)/mypy
 
 check: .venv/dev
-	$(TEST_ENVIRONMENT) $(BIN)/pytest -n 2 --dist loadfile --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
+	$(TEST_ENVIRONMENT) $(BIN)/pytest -n 3 --dist loadfile --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
 
 wheel-demo: .venv/dev
 	PYTHON=$(PYTHON) scripts/wheel_demo.sh

@@ -1,7 +1,9 @@
 """The store of one machine when it is large: candidates from an approximate index, scored exactly."""
 
 from pathlib import Path
+from typing import Any
 
+import faiss
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -66,10 +68,8 @@ def test_most_of_the_nearest_are_found_with_their_exact_similarities(store: Embe
 
 
 def test_few_cells_lose_some_and_recall_says_so(store: EmbeddedStore, tmp_path: Path) -> None:
-    import faiss
-
     path = approximate_file(tmp_path)
-    index = faiss.read_index(str(path))
+    index: Any = faiss.read_index(str(path))
     index.nprobe = 1
     faiss.write_index(index, str(path))
     store.close()

@@ -55,6 +55,7 @@ class FakeApi:
         mode: "search" or "record".
         token: asked for on every request, unless None.
         fits: of every search.
+        evenness: of the heat map: its least weight, of 255.
         seconds: the longest recording.
         most: bytes of the largest body.
         delay: seconds that a search takes.
@@ -68,6 +69,7 @@ class FakeApi:
     mode: str = "search"
     token: str | None = None
     fits: bool | None = True
+    evenness: float = 0.0
     seconds: float = 30.0
     most: int = 500_000
     delay: float = 0.0
@@ -120,11 +122,10 @@ class FakeApi:
     async def _attention(self, request: Request) -> Response:
         await request.body()
         rows, columns = np.mgrid[0:7, 0:7]
-        weights = [
-            255 * np.exp(-((rows - 3 - 2 * np.sin(frame / 3)) ** 2 + (columns - frame * 6 / FRAMES) ** 2) / 3)
-            for frame in range(FRAMES)
-        ]
-        encoded = base64.b64encode(np.stack(weights).astype(np.uint8).tobytes()).decode()
+        places = [(3 + 2 * np.sin(frame / 3), frame * 6 / FRAMES) for frame in range(FRAMES)]
+        spots = np.stack([np.exp(-((rows - down) ** 2 + (columns - right) ** 2) / 3) for down, right in places])
+        weights = self.evenness + (255 - self.evenness) * spots
+        encoded = base64.b64encode(weights.astype(np.uint8).tobytes()).decode()
         grid = {"rows": 7, "columns": 7, "frames": FRAMES, "from": 0.1, "step": 0.1}
         return JSONResponse(grid | {"weights": encoded})
 

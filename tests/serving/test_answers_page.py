@@ -195,6 +195,16 @@ def test_the_heat_map_lies_on_the_picture_and_follows_the_moment(page: Page, fak
     expect(heat).to_be_visible()
 
 
+@pytest.mark.parametrize(("evenness", "flat"), [(0, False), (90, False), (200, True)])
+def test_a_map_that_shows_next_to_nothing_says_so(page: Page, fake: FakeApi, evenness: int, flat: bool) -> None:
+    fake.evenness = evenness  # of 255: the mean is then below or above half of the largest
+    ask_with_a_file(page)
+    page.locator(".card").first.click()
+    page.get_by_role("button", name="Where the model looked").click()
+    expect(page.locator("#heat")).to_be_visible()
+    expect(page.get_by_text("everywhere nearly alike")).to_be_visible(visible=flat)
+
+
 def test_a_busy_server_is_asked_again(page: Page, fake: FakeApi) -> None:
     fake.refusals.extend([(503, {"Retry-After": "1"}, "busy")] * 2)
     choose_file(page, RECORDING)

@@ -87,8 +87,8 @@ class BatchOrder:
 
 
 def _occurrence(values: Integers) -> Integers:
-    """Return, for each element, how many equal ones stand before it; takes some 20 bytes an element meanwhile."""
-    order = np.argsort(values, kind="stable")
+    """Return, for each element, how many equal ones stand before it; takes some 16 bytes an element meanwhile."""
+    order = np.argsort(values, kind="stable").astype(np.int32)
     sorted_values = values[order]
     start = np.arange(len(values), dtype=np.int32)  # of the stretch of equal ones that an element is in
     start[1:][sorted_values[1:] == sorted_values[:-1]] = 0

@@ -151,13 +151,14 @@ class FeatureStore:
 def _read_index(folder: Path) -> _Index:
     shards: list[Path] = []
     layers: list[int] = []
-    columns: list[tuple[NDArray[np.bytes_], NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]] = []
+    keys: list[NDArray[np.bytes_]] = []
+    ends: list[NDArray[np.int32]] = []
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with safetensors.safe_open(path, "pt") as file:
                 header = json.loads(file.metadata()["saysee_features"])
                 number_of_layers, version = int(header["layers"]), header["format_version"]
-                ends, content = file.get_tensor("ends"), file.get_tensor("content")
+                end, content = file.get_tensor("ends"), file.get_tensor("content")
         except FileNotFoundError:  # removed by another process
             continue
         except safetensors.SafetensorError:
@@ -167,18 +168,27 @@ def _read_index(folder: Path) -> _Index:
             continue
         if version != FORMAT_VERSION:  # another saysee's, which may still need it
             continue
-        end = ends.numpy().astype(np.int32)
-        key = content[:, :_KEY].contiguous().numpy().view(f"S{_KEY}")[:, 0]
-        columns.append((key, np.full(len(end), len(shards), np.int32), np.r_[np.int32(0), end[:-1]], end))
+        keys.append(content[:, :_KEY].contiguous().numpy().view(f"S{_KEY}")[:, 0])
+        ends.append(end.numpy().astype(np.int32))
         shards.append(path)
         layers.append(number_of_layers)
     if not shards:
         nothing = np.empty(0, np.int32)
         return _Index([], np.empty(0, np.int64), np.empty(0, f"S{_KEY}"), nothing, nothing, nothing)
-    key, shard, start, end = (np.concatenate(parts) for parts in zip(*columns, strict=True))
-    # two processes may have made an entry twice: one of them counts
-    key, first = np.unique(key, return_index=True)
-    return _Index(shards, np.array(layers), key, shard[first], start[first], end[first])
+    # one column after the other, each let go of when it is done: there may be millions of entries
+    shard = np.repeat(np.arange(len(shards), dtype=np.int32), [len(end) for end in ends])
+    start = np.concatenate([np.r_[np.int32(0), end[:-1]] for end in ends])
+    end = np.concatenate(ends)
+    ends.clear()
+    key = np.concatenate(keys)
+    keys.clear()
+    order = key.argsort(kind="stable")
+    key = key[order]
+    once = np.ones(len(key), bool)
+    once[1:] = key[1:] != key[:-1]
+    if not once.all():  # two processes may have made an entry twice: one of them counts
+        key, order = key[once], order[once]
+    return _Index(shards, np.array(layers), key, shard[order], start[order], end[order])
 
 
 def _checksum(tensors: dict[str, Tensor]) -> str:

@@ -1,7 +1,7 @@
 // Where the model looked: the heat map beside the moment of the question, in step with playing it.
 
 import { $, show } from "./dom.js";
-import { drawHeat, frameAt, frameOf, meanOf } from "./heat.js";
+import { drawHeat, frameAt, frameOf, isFlat, meanOf } from "./heat.js";
 import { Player } from "./sound.js";
 import { Waveform } from "./waveform.js";
 
@@ -39,6 +39,7 @@ export class Attention {
     this.player.load(sound);
     $("moment").max = sound?.duration ?? heat.from + heat.frames * heat.step;
     show(true, $("attention"), $("heat"));
+    show(isFlat(heat), $("flat"));
     this.#draw();
     $("attention").scrollIntoView({ block: "nearest" });
   }

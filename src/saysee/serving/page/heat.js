@@ -31,6 +31,12 @@ export function meanOf(heat) {
   return mean.map((weight) => weight / most);
 }
 
+/** Whether no weight is twice the mean (ours): what is drawn then makes much of little. */
+export function isFlat(heat) {
+  const sum = heat.weights.reduce((total, weight) => total + weight, 0);
+  return heat.weights.reduce((most, weight) => Math.max(most, weight), 0) * heat.weights.length < 2 * sum;
+}
+
 /**
  * Draw a grid over a picture. The model saw the picture stretched to a square and the grid divides that square, so the
  * grid stretched back over the whole picture, whatever its shape, lies where it belongs.
