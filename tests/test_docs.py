@@ -120,7 +120,7 @@ def test_every_command_can_be_given(doc: Path) -> None:
 
 def test_the_readme_shows_every_command_of_the_tour_and_both_targets() -> None:
     typed = [words[:2] for words in commands(README)]
-    tour = [["saysee", name] for name in ("prepare", "train", "evaluate", "index", "search")]
+    tour = [["saysee", name] for name in ("prepare", "train", "evaluate", "index", "search", "serve")]
     assert [words for words in typed if words[0] == "saysee"] == tour
     assert ["make", "demo"] in typed
     assert ["make", "test"] in typed

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, replace
 from datetime import date
 from pathlib import Path
@@ -532,9 +532,16 @@ def _one_line(text: str) -> str:
     return one_line(text)
 
 
+def _from_here(path: Path) -> str:
+    """Return a path on one line; without the folder that the command was given in, if it lies below that."""
+    with suppress(OSError, ValueError):
+        path = path.relative_to(Path.cwd())
+    return _one_line(str(path))
+
+
 def _answer_table(answers: "Sequence[Answer]", kind: str) -> str:
     rows = [f"{'rank':>4}  {'coarse':>6}  {'fine':>6}  {kind}"]
     for answer in answers:
         fine = "" if answer.fine is None else f"{answer.fine:+.2f}"
-        rows.append(f"{answer.rank:>4}  {answer.coarse:>6.3f}  {fine:>6}  {_one_line(str(answer.path))}")
+        rows.append(f"{answer.rank:>4}  {answer.coarse:>6.3f}  {fine:>6}  {_from_here(answer.path)}")
     return "\n".join(rows)
