@@ -1,7 +1,7 @@
 """Fifty clients for a minute, a tenth of them sending rubbish, against a real server on the loopback interface.
 
     python benchmarks/load.py            writes results/load.json
-    python benchmarks/load.py --short    ten clients for eight seconds, and writes nothing
+    python benchmarks/load.py --short    ten clients for eight seconds and 24 pictures, and writes nothing
 
 The server is a process of its own, as `saysee serve` starts it, with the sample corpus's pictures indexed by an
 untrained `tiny` model: what the model has learned changes no time. The limit on one address's rate is lifted, since all
@@ -22,6 +22,7 @@ import contextlib
 import http.client
 import json
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -63,13 +64,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=50, help="a tenth of them send rubbish (default: 50)")
     parser.add_argument("--seconds", type=float, default=60.0, help="(default: 60)")
-    parser.add_argument("--short", action="store_true", help="10 clients, 8 seconds, and no file is written")
+    parser.add_argument("--short", action="store_true", help="10 clients, 8 seconds, 24 pictures, no file is written")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     if options.short:
         options.clients, options.seconds = 10, 8.0
     with tempfile.TemporaryDirectory() as name:
-        index, model = make_index(Path(name), options.seed)
+        index, model = make_index(Path(name), options.seed, 24 if options.short else None)
         server = subprocess.Popen(
             [sys.executable, __file__, SERVE, str(index), str(model)], stdout=subprocess.PIPE, text=True
         )
@@ -86,11 +87,14 @@ def main() -> None:
     sys.exit(0 if figures["exit_status"] == 0 and not figures["not_earned"] else 1)
 
 
-def make_index(folder: Path, seed: int) -> tuple[Path, Path]:
+def make_index(folder: Path, seed: int, count: int | None) -> tuple[Path, Path]:
     torch.manual_seed(seed)
     model = SpeechImageModel.from_config(load_config("tiny")).eval()
     model.save_pretrained(folder / "model")
-    pictures = sample_manifest_path().parent / "images"
+    pictures = folder / "pictures"
+    pictures.mkdir()
+    for picture in sorted((sample_manifest_path().parent / "images").iterdir())[:count]:
+        shutil.copy(picture, pictures)
     build_index(pictures, model, folder / "model", folder / "index", tell=lambda _: None)
     return folder / "index", folder / "model"
 
