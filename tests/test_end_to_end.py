@@ -5,9 +5,7 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +13,6 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
-from safetensors.torch import load_file
 
 from command_line import finish, litter, saysee, start
 from saysee import SpeechImageModel
@@ -28,7 +25,7 @@ from saysee.evaluation.retrieval import evaluate_retrieval
 from saysee.features.audio import SAMPLE_RATE, load_waveform
 from saysee.features.store import FeatureStore
 from saysee.models.backbones import ImageBackbone, SpeechBackbone, load_image_backbone, load_speech_backbone
-from saysee.training.trainer import CHECKPOINT_FILE, build_learner, train
+from saysee.training.trainer import build_learner, train
 
 SAYSEE = ("-m", "saysee")
 
@@ -197,39 +194,6 @@ def test_index_and_search_answer_with_pictures(folder: Path, tmp_path: Path) -> 
     assert (page.count("<figure"), page.count("<audio")) == (3, 1)
     for answer in listed[:3]:
         assert Path(answer["path"]).stem.replace("_", " ") in page
-
-
-# ---- killed
-
-
-def test_a_run_that_is_killed_twice_ends_as_if_it_had_not_been(folder: Path, tmp_path: Path) -> None:
-    """`kill -9`, in real processes, when there is a model that may be newer than the checkpoint."""
-    out = tmp_path / "model"
-    log = out / "training" / "log.jsonl"
-    # lines, with one for dev before the first step and behind every sixth: in step 7, and in step 21
-    for lines in (9, 25):
-        process = start(SAYSEE, *training(folder, out))
-        while process.poll() is None and (not log.exists() or log.read_bytes().count(b"\n") < lines):
-            time.sleep(0.001)
-        process.kill()
-        assert finish(process).status == -signal.SIGKILL, "the run ended before it was killed"
-    last = finish(start(SAYSEE, *training(folder, out)))
-    assert last.status == 0, last.err
-
-    for name in ("model.safetensors", CHECKPOINT_FILE):
-        expected, received = load_file(folder / "model" / name), load_file(out / name)
-        assert expected.keys() == received.keys()
-        for key, tensor in expected.items():
-            assert torch.equal(received[key], tensor), (name, key)
-    assert logged(log) == logged(folder / "model" / "training" / "log.jsonl")
-    assert (out / "config.json").read_bytes() == (folder / "model" / "config.json").read_bytes()
-
-
-def logged(path: Path) -> list[dict[str, object]]:
-    """Return a log's lines, but for how fast it went."""
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, 31))
-    return [{name: value for name, value in line.items() if name != "pairs_per_second"} for line in lines]
 
 
 # ---- features
