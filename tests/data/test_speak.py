@@ -63,7 +63,7 @@ class FakeEngine:
         if "fast ones" in text and speed < 1:
             return np.zeros(SAMPLE_RATE, np.float32), SAMPLE_RATE
         # what it is asked for can be heard, in another rate than 16 kHz
-        return load_waveform(WORD) * np.float32(4 if "loud" in text else 1), round(SAMPLE_RATE * speed)
+        return load_waveform(WORD) * np.float32(20 if "loud" in text else 1), round(SAMPLE_RATE * speed)
 
 
 @pytest.fixture

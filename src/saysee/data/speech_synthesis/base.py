@@ -7,7 +7,8 @@ voice's own. An engine that has a knob for one of them turns it; pitch without a
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -154,6 +155,19 @@ def recorded(command: Sequence[str], text: str) -> tuple[Samples, int]:
         except (OSError, soundfile.LibsndfileError):
             raise SynthesisError(f"{Path(command[0]).name} wrote no sound") from None
     return samples, rate
+
+
+@contextmanager
+def reporting(engine: str) -> Iterator[None]:
+    """Turn whatever another's package raises on a text into an error that leaves out one recording, not all.
+
+    Raises:
+        SynthesisError: something was raised inside the block.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise SynthesisError(f"{engine} failed on it ({type(error).__name__}: {error})") from error
 
 
 def one_of(engine: str, name: str, voices: dict[str, Voice]) -> Voice:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from saysee.data.speech_synthesis.base import Samples, SynthesisError, Voice, at_pitch, import_hibari, one_of
+from saysee.data.speech_synthesis.base import Samples, SynthesisError, Voice, at_pitch, import_hibari, one_of, reporting
 from saysee.errors import SayseeError
 
 _LICENCE = "Apache-2.0 for the model, which was distilled from Kokoro-82M (Apache-2.0)"
@@ -46,7 +46,8 @@ class HibariEngine:
             # its noise is drawn: by the same seed every time
             return model(text, speed=float(np.interp(speed, _SPEED, _KNOB)), seed=0), model.sample_rate
 
-        samples, rate = at_pitch(say, speed, pitch)
+        with reporting("hibari"):
+            samples, rate = at_pitch(say, speed, pitch)
         if len(samples) == 0:
             raise SynthesisError("hibari found nothing to say in it")
         return samples, rate

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from saysee.data.speech_synthesis.base import Samples, SynthesisError, Voice, at_pitch, import_hibari, one_of
+from saysee.data.speech_synthesis.base import Samples, SynthesisError, Voice, at_pitch, import_hibari, one_of, reporting
 from saysee.errors import SayseeError
 from saysee.files import sha256_of
 
@@ -66,7 +66,8 @@ class KokoroEngine:
     def speak(self, text: str, voice: str, speed: float, pitch: float) -> tuple[Samples, int]:
         """See `Engine.speak`; the samples have 24 kHz, at pitch 0."""
         phonemiser = self._phonemisers[self._voices[voice].language]
-        sentences = [phonemiser.ids(phonemes) for phonemes in phonemiser.phonemize(text)]
+        with reporting("kokoro"):
+            sentences = [phonemiser.ids(phonemes) for phonemes in phonemiser.phonemize(text)]
         if not sentences:
             raise SynthesisError("kokoro found nothing to say in it")
         styles = np.fromfile(self._folder / "voices" / f"{voice}.bin", np.float32).reshape(-1, 1, 256)
@@ -75,7 +76,8 @@ class KokoroEngine:
             knob = float(np.interp(speed, _SPEED, _KNOB))
             return np.concatenate([self._say(ids, styles, knob) for ids in sentences]), _RATE
 
-        return at_pitch(say, speed, pitch)
+        with reporting("kokoro"):
+            return at_pitch(say, speed, pitch)
 
     def _say(self, ids: list[int], styles: Samples, speed: float) -> Samples:
         """Say one sentence, of phonemes with a 0 at both ends."""
