@@ -292,7 +292,7 @@ def test_a_recording_that_is_not_sound_is_made_again_by_another_draw(engine: Fak
     [
         ("refused", "it will not say that"),
         ("silence", "it: is silent throughout"),
-        ("hiss hiss", "no speech is heard in it"),
+        ("hiss hiss hiss hiss", "no speech is heard in it"),
         ("at length", "its text should take 0.3 to 3."),
         (
             "a caption of so many words that nobody could say it in a second, not even in a great hurry",
@@ -336,6 +336,15 @@ def test_how_long_a_text_takes_counts_what_is_said() -> None:
     with pytest.raises(SynthesisError, match=r"it lasts 1\.\d s; its text should take 1\.\d to"):
         require_speech(word, "a" * 50, 1.0)
     require_speech(word, "a" * 50, 2.0)
+
+
+def test_of_a_word_that_the_detector_may_miss_it_is_asked_that_there_is_sound() -> None:
+    noise = np.random.default_rng(0).standard_normal(SAMPLE_RATE, np.float32) / np.float32(20)
+    require_speech(noise, "dad", 1.0)
+    with pytest.raises(SynthesisError, match="no speech is heard in it"):
+        require_speech(noise, "dad and grandma", 1.0)
+    with pytest.raises(SynthesisError, match=r"it is all but silent: its peak is 0.00\d\d, 0.01 is needed"):
+        require_speech(noise / np.float32(100), "dad", 1.0)
 
 
 # ---- what is there already

@@ -171,6 +171,16 @@ def test_kinds_happen_with_their_probability_and_evenly_over_their_range(word: W
     assert -1 < max(changed) <= 0
 
 
+def test_kinds_happen_independently_of_each_other() -> None:
+    config = AugmentationConfig(probability=0.5, variants=1, speed=(0.8, 0.9), gain_db=(20.0, 30.0))
+    tone = np.full(800, 0.01, np.float32)
+    altered = [alter(tone, config, number) for number in range(400)]
+    slower = np.array([len(waveform) > len(tone) for waveform in altered])
+    louder = np.array([np.median(waveform) > 0.05 for waveform in altered])
+    for share in (slower.mean(), louder.mean(), (slower == louder).mean()):
+        assert share == pytest.approx(0.5, abs=0.09)
+
+
 @pytest.mark.parametrize("kind", ALL.kinds)
 def test_every_kind_alters_by_its_own_draws(word: Waveform, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What one kind does is the same whether another is on: seen in the arguments that it is given."""
