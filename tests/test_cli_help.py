@@ -17,7 +17,7 @@ from saysee.data.manifest import read_manifest
 from saysee.data.sample import sample_manifest_path
 
 COMMANDS = (
-    *("prepare", "validate", "extract", "train", "evaluate", "zero-shot", "ablate", "table", "compare"),
+    *("prepare", "speak", "validate", "extract", "train", "evaluate", "zero-shot", "ablate", "table", "compare"),
     *("index", "index build", "index update", "index watch", "index check", "search", "serve", "record"),
     *("calibrate", "demo"),
 )

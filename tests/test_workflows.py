@@ -28,6 +28,7 @@ from saysee.workflows import (
     data_fingerprint,
     evaluate_on_manifest,
     extract_on_manifest,
+    features_of,
     precision_warning,
     remove_damaged,
     sheet_question,
@@ -161,6 +162,40 @@ def test_contrast_alone_is_trained_without_momentum_and_matching(manifest: Manif
     train_on_manifest(config, manifest, tmp_path / "model", cache=tmp_path / "cache")
     names = {name.split(".")[0] for name in SpeechImageModel.from_pretrained(tmp_path / "model").trainable_state()}
     assert names == {"speech_encoder", "image_encoder", "temperature"}
+
+
+def test_altered_copies_of_train_alone_are_stored_and_trained_on(manifest: Manifest, tmp_path: Path) -> None:
+    out, plain, cache = tmp_path / "model", tmp_path / "plain", tmp_path / "cache"
+    altered = recipe("--augmentation.variants", "2", "--augmentation.snr_db", "[0, 10]")
+    extract_on_manifest(altered, manifest, cache=cache, device="cpu", tell=lambda line: None)
+    assert entries(cache) == 24 + 2 * 8  # 8 of the 12 recordings are in train
+    train_on_manifest(altered, manifest, out, cache=cache, device="cpu")
+    assert entries(cache) == 24 + 2 * 8
+    train_on_manifest(recipe(), manifest, plain, cache=cache, device="cpu")
+    first, second = (SpeechImageModel.from_pretrained(folder).trainable_state() for folder in (out, plain))
+    assert not all(first[name].equal(second[name]) for name in first)
+
+    # on dev both hear the same
+    model = SpeechImageModel.from_pretrained(out)
+    _, _, seen = features_of(model, manifest.of("dev"), cache)
+    assert seen == features_of(SpeechImageModel.from_pretrained(plain), manifest.of("dev"), cache)[2]
+    shards = [path for folder in cache.iterdir() if folder.is_dir() for path in folder.glob("*.safetensors")]
+    for path in shards:
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+    assert remove_damaged(altered, cache) == len(shards)
+
+
+def test_live_recordings_are_altered_by_the_seed(manifest: Manifest, tmp_path: Path) -> None:
+    live = ("--training.live_features", "true", "--training.steps", "2", "--augmentation.gain_db", "[-20, 20]")
+    states = []
+    for number, seed in enumerate(["0", "0", "1"]):
+        config = recipe(*live, "--training.seed", seed)
+        train_on_manifest(config, manifest, tmp_path / str(number), cache=tmp_path / "cache", device="cpu")
+        states.append(SpeechImageModel.from_pretrained(tmp_path / str(number)).trainable_state())
+    plain = recipe(*live[:4])
+    train_on_manifest(plain, manifest, tmp_path / "plain", cache=tmp_path / "cache", device="cpu")
+    states.append(SpeechImageModel.from_pretrained(tmp_path / "plain").trainable_state())
+    assert [all(states[0][name].equal(state[name]) for name in state) for state in states] == [True, True, False, False]
 
 
 def test_nothing_is_trained_on_files_that_do_not_decode(manifest: Manifest, tmp_path: Path) -> None:

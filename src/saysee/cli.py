@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SayseeError as error:
         return _complain(str(error), 2)
     except KeyboardInterrupt:
-        resumes = options.command in ("extract", "train", "ablate", "table", "demo", "index")
+        resumes = options.command in ("speak", "extract", "train", "ablate", "table", "demo", "index")
         return _complain("interrupted" + ("; the same command goes on from where it was" if resumes else ""), 130)
     except BrokenPipeError:  # `saysee search ... | head`
         _abandon_output()
@@ -98,6 +98,43 @@ def build_parser() -> argparse.ArgumentParser:
     places.add_argument(
         "--held-out", choices=["seen", "unseen"], default="seen", help="dev and test of 2020 (default: seen)"
     )
+
+    speak = _command(
+        subparsers, "speak", commands.speak_command,
+        "turn written captions into recordings by synthetic voices, and a manifest; started again it goes on",
+        "saysee speak captions.csv --voices hibari:heart,flite:slt --voices test=flite:rms --out spoken",
+    )  # fmt: skip
+    speak.add_argument(
+        "captions", type=Path, metavar="CAPTIONS", help="a table *.csv, *.tsv or *.jsonl, or Flickr8k.token.txt"
+    )
+    speak.add_argument(
+        "--voices",
+        action="append",
+        required=True,
+        metavar="[SPLIT=]ENGINE:VOICE,...",
+        help="who speaks; with train=, dev= or test= in that split alone; may be repeated. Engines: flite, espeak-ng, "
+        "hibari, kokoro",
+    )
+    speak.add_argument("--out", type=_folder, required=True, metavar="DIR", help="for recordings and manifest.jsonl")
+    speak.add_argument("--images", type=Path, metavar="DIR", help="where images lie (default: beside CAPTIONS)")
+    speak.add_argument("--first", type=int, metavar="N", help="of each image, its first N captions (default: all)")
+    speak.add_argument(
+        "--voices-per-caption", type=int, default=1, metavar="N", help="how many voices say each caption (default: 1)"
+    )
+    speak.add_argument(
+        "--speed", type=float, default=0.1, metavar="SHARE", help="how much faster or slower, at most (default: 0.1)"
+    )
+    speak.add_argument(
+        "--pitch", type=float, default=1.0, metavar="SEMITONES", help="how much higher or lower, at most (default: 1)"
+    )
+    speak.add_argument(
+        "--tries", type=int, default=3, metavar="N", help="for a recording that is not sound (default: 3)"
+    )
+    speak.add_argument("--seed", type=int, default=0, help="draws voices, speed, pitch and splits (default: 0)")
+    speak.add_argument(
+        "--split-by", choices=SPLIT_BY, default="image", help="what no two splits of CAPTIONS share (default: image)"
+    )
+    speak.add_argument("--workers", type=int, default=1, metavar="N", help="processes on this machine (default: 1)")
 
     validate = _command(
         subparsers, "validate", commands.validate_command, "list every fault of a manifest and of its files",

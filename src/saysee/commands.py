@@ -57,6 +57,34 @@ def prepare_command(options: argparse.Namespace) -> None:
     print("\n".join([*prepared.notes, f"wrote {options.out}"]))
 
 
+def speak_command(options: argparse.Namespace) -> None:
+    """Speak written captions."""
+    from saysee.data.speak import Delivery, parse_voices, speak
+    from saysee.data.written_captions import read_captions
+
+    delivery = Delivery(options.speed, options.pitch, options.tries)
+    captions, notes = read_captions(options.captions, images=options.images, first=options.first, seed=options.seed)
+    spoken = speak(
+        captions,
+        parse_voices(options.voices),
+        options.out,
+        seed=options.seed,
+        delivery=delivery,
+        voices_per_caption=options.voices_per_caption,
+        split_by=options.split_by,
+        workers=options.workers,
+        progress=True,
+    )
+    if spoken.left_out:
+        listed = options.out / "left-out.txt"
+        _remark(
+            f"warning: {len(spoken.left_out):,} recordings could not be made, all named with the reason in {listed}"
+        )
+        for line in spoken.left_out[:10]:
+            _remark(f"warning: {line}")
+    print("\n".join([*spoken.notes, *notes, f"wrote {options.out / 'manifest.jsonl'}"]))
+
+
 def validate_command(options: argparse.Namespace) -> None:
     """List all faults."""
     from saysee.data.validate import validate

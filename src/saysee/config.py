@@ -17,6 +17,7 @@ from saysee.errors import SayseeError
 
 Fusion = Literal["match", "match+similarity", "match+scaled-similarity"]
 Precision = Literal["fp32", "bf16", "fp16"]
+Codec = Literal["opus", "mp3", "mu-law"]
 
 
 @dataclass(frozen=True)
@@ -257,6 +258,49 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
+class AugmentationConfig:
+    """What training does to recordings; dev and test are never altered. All is off by default, and all values are ours.
+
+    With stored features, `variants` altered copies of each training recording are encoded and stored beside its own,
+    and an epoch reads one of them or the recording itself, all equally likely. With live features every reading is
+    altered anew. Each kind that is on befalls a recording with `probability`, drawn evenly from its range.
+
+    Attributes:
+        variants: how many altered copies are stored; 0 with live features.
+        probability: of each kind.
+        speed: lowest and highest factor on the speed, and with it the pitch.
+        rt60_seconds: of a room, shortest and longest time in which its sound decays by 60 dB.
+        snr_db: lowest and highest ratio of speech to noise, in decibels; the noise is white to brown.
+        gain_db: lowest and highest change of loudness, in decibels.
+        codecs: by one of which a recording is coded and decoded.
+    """
+
+    variants: int = 0
+    probability: float = 0.5
+    speed: tuple[float, float] | None = None
+    rt60_seconds: tuple[float, float] | None = None
+    snr_db: tuple[float, float] | None = None
+    gain_db: tuple[float, float] | None = None
+    codecs: tuple[Codec, ...] = ()
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "variants")
+        _require(0 < self.probability <= 1, self, "probability", "above 0, up to 1")
+        ranges = {"speed": (0.5, 2.0), "rt60_seconds": (0.05, 5.0), "snr_db": (-20.0, 60.0), "gain_db": (-60.0, 40.0)}
+        for name, (least, most) in ranges.items():
+            if (value := getattr(self, name)) is not None:
+                allowed = f"two numbers from {least:g} to {most:g}, the lower first, or null"
+                _require(least <= value[0] <= value[1] <= most, self, name, allowed)
+        _require(len(set(self.codecs)) == len(self.codecs), self, "codecs", "each codec once")
+        _require(self.variants == 0 or len(self.kinds) > 0, self, "variants", "0 where no kind is on")
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds that are on."""
+        return tuple(name for name in ("speed", "rt60_seconds", "snr_db", "gain_db", "codecs") if getattr(self, name))
+
+
+@dataclass(frozen=True)
 class SearchConfig:
     """The fine stage, the same in evaluation and in search.
 
@@ -282,7 +326,14 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
+
+    def __post_init__(self) -> None:
+        if self.training.live_features:
+            _require(self.augmentation.variants == 0, self.augmentation, "variants", "0 with live_features")
+        elif self.augmentation.kinds:
+            _require(self.augmentation.variants > 0, self.augmentation, "variants", "1 or more with stored features")
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain dictionaries, lists and scalars, as they stand in JSON."""

@@ -12,13 +12,18 @@ import torch
 
 from saysee.config import Config, SearchConfig
 from saysee.data.dataset import PairDataset
-from saysee.data.estimate import bytes_of_features, gigabytes
+from saysee.data.estimate import bytes_of_features, bytes_of_recordings, gigabytes
 from saysee.data.extraction import (
+    AlteredSpeech,
     FileContents,
+    LiveAlterations,
     LiveFeatures,
+    StoredVariants,
     extract_features,
+    extract_variants,
     picture_encoder,
     recording_encoder,
+    variant_encoder,
 )
 from saysee.data.manifest import Manifest, Split, SpokenCaption
 from saysee.errors import SayseeError
@@ -27,14 +32,15 @@ from saysee.evaluation.overlap import require_unseen, write_seen
 from saysee.evaluation.results import Results
 from saysee.evaluation.retrieval import evaluate_retrieval
 from saysee.features.audio import load_waveform
+from saysee.features.augmentation import altered_fingerprint
 from saysee.features.containers import find_format
-from saysee.features.extract import FileEncoder, StoredFeatures, in_process, in_processes
+from saysee.features.extract import FileEncoder, Run, StoredFeatures, in_process, in_processes
 from saysee.features.hashes import FileHashes
 from saysee.features.image import load_image
 from saysee.features.ray_cluster import on_ray
 from saysee.features.store import FeatureStore, default_cache_folder
 from saysee.files import free_bytes
-from saysee.models.backbones import load_image_backbone, load_speech_backbone
+from saysee.models.backbones import ImageBackbone, SpeechBackbone, load_image_backbone, load_speech_backbone
 from saysee.models.calibration import Calibration
 from saysee.models.retrieval_model import SpeechImageModel, read_model_folder
 from saysee.search.searcher import Answer
@@ -93,6 +99,7 @@ def train_on_manifest(
         if not ranks.main:  # the first process extracts what is missing, the others then find it
             ranks.barrier()
         speech, images, identity = features_of(model, seen, cache, progress=ranks.main)
+        altered = altered_speech_of(model, manifest.of("train"), speech, cache, progress=ranks.main)
         if ranks.main:
             ranks.barrier()
 
@@ -106,7 +113,7 @@ def train_on_manifest(
         crop_frames = None if seconds is None else round(seconds * model.speech_backbone.frames_per_second)
         progress = train(
             learner,
-            PairDataset(manifest.of("train"), speech, images, crop_frames),
+            PairDataset(manifest.of("train"), speech, images, crop_frames, altered),
             identity,
             evaluate,
             out,
@@ -181,6 +188,34 @@ def features_of(
     return speech, images, identity
 
 
+def altered_speech_of(
+    model: SpeechImageModel,
+    captions: Sequence[SpokenCaption],
+    speech: StoredFeatures | LiveFeatures,
+    cache: Path,
+    *,
+    progress: bool = False,
+) -> AlteredSpeech | None:
+    """Give the recordings as a model hears them in training; None if its configuration leaves them as they are.
+
+    Args:
+        model: its backbone makes the features.
+        captions: of train.
+        speech: features of the same recordings as they are.
+        cache: where features are kept.
+        progress: whether to show bars.
+
+    Raises:
+        ManifestError: files that do not decode, all listed.
+    """
+    augmentation, backbone = model.config.augmentation, model.speech_backbone
+    if not augmentation.kinds:
+        return None
+    if model.config.training.live_features:
+        return LiveAlterations(backbone, augmentation, LIVE_BATCH)
+    return StoredVariants([speech, *extract_variants(captions, backbone, augmentation, cache, progress=progress)])
+
+
 def precision_warning(config: Config, device: str) -> str | None:
     """Return a warning if frozen encoders are to compute in bfloat16 on a processor that only imitates it, else None.
 
@@ -208,7 +243,7 @@ def extract_on_manifest(
     device: str = "auto",
     tell: Callable[[str], None] = print,
 ) -> None:
-    """Bring the features of all files of a manifest into the store, before a training run needs them.
+    """Bring the features of all files of a manifest into the store, altered copies too, before training needs them.
 
     Args:
         config: the recipe whose frozen encoders are meant.
@@ -233,8 +268,10 @@ def extract_on_manifest(
     chosen = str(choose_device(device))
     speech = load_speech_backbone(config.model.speech_backbone)
     images = load_image_backbone(config.model.image_backbone)
+    augmentation, train = config.augmentation, manifest.of("train")
     need = bytes_of_features(manifest.captions, speech, images)
-    there = sum(FeatureStore(cache, backbone.fingerprint).nbytes for backbone in (speech, images))
+    need += augmentation.variants * bytes_of_recordings(train, speech)
+    there = sum(FeatureStore(cache, fingerprint).nbytes for fingerprint in _fingerprints(config, speech, images))
     free = free_bytes(cache)
     tell(
         f"the features will take about {gigabytes(need)}; at {cache} there are {gigabytes(there)} of these encoders "
@@ -245,38 +282,62 @@ def extract_on_manifest(
             f"the features will take about {gigabytes(need)} and {gigabytes(free)} are free at {cache}; give another "
             "--cache, or keep less of them: fewer layers, `fixed_mix`, `pool`, or the Q-Former's queries"
         )
-    makers = (
-        partial(_make_recording_encoder, config, chosen, batch_size),
-        partial(_make_picture_encoder, config, chosen, batch_size),
+
+    def run_of(make: Callable[[], FileEncoder], loaded: Callable[[], FileEncoder]) -> Run:
+        """Say where files are encoded; in this process by the encoders that are loaded already."""
+        if ray is not None:
+            return on_ray(make, cache, ray, gpus=1 if chosen.startswith("cuda") else 0)
+        if workers > 1:
+            return in_processes(make, cache, workers)
+        return in_process(loaded(), cache)
+
+    runs = (
+        run_of(
+            partial(_make_recording_encoder, config, chosen, batch_size),
+            lambda: recording_encoder(speech.to(chosen), batch_size),
+        ),
+        run_of(
+            partial(_make_picture_encoder, config, chosen, batch_size),
+            lambda: picture_encoder(images.to(chosen), batch_size),
+        ),
     )
-    if ray is not None:
-        gpus = 1 if chosen.startswith("cuda") else 0
-        runs = on_ray(makers[0], cache, ray, gpus=gpus), on_ray(makers[1], cache, ray, gpus=gpus)
-    elif workers > 1:
-        runs = in_processes(makers[0], cache, workers), in_processes(makers[1], cache, workers)
-    else:  # the encoders that are loaded already
-        runs = (
-            in_process(recording_encoder(speech.to(chosen), batch_size), cache),
-            in_process(picture_encoder(images.to(chosen), batch_size), cache),
+    variant_runs = [
+        run_of(
+            partial(_make_variant_encoder, config, chosen, batch_size, variant),
+            partial(variant_encoder, speech, augmentation, variant, batch_size),
         )
+        for variant in range(1, augmentation.variants + 1)
+    ]
     extract_features(manifest.captions, speech, images, cache, runs=runs, progress=True)
+    extract_variants(train, speech, augmentation, cache, runs=variant_runs, progress=True)
 
 
 def remove_damaged(config: Config, cache: Path | None = None) -> int:
     """Read all stored features of a recipe's encoders, remove the shards that are damaged, and return how many."""
     removed = 0
-    for backbone in (
-        load_speech_backbone(config.model.speech_backbone),
-        load_image_backbone(config.model.image_backbone),
-    ):
-        for path in FeatureStore(cache or default_cache_folder(), backbone.fingerprint).damaged():
+    speech = load_speech_backbone(config.model.speech_backbone)
+    images = load_image_backbone(config.model.image_backbone)
+    for fingerprint in _fingerprints(config, speech, images):
+        for path in FeatureStore(cache or default_cache_folder(), fingerprint).damaged():
             path.unlink(missing_ok=True)
             removed += 1
     return removed
 
 
+def _fingerprints(config: Config, speech: SpeechBackbone, images: ImageBackbone) -> list[str]:
+    """Return what the store calls the features of a recipe's encoders, and of its altered recordings."""
+    variants = range(1, config.augmentation.variants + 1)
+    altered = [altered_fingerprint(speech.fingerprint, config.augmentation, variant) for variant in variants]
+    return [speech.fingerprint, images.fingerprint, *altered]
+
+
 def _make_recording_encoder(config: Config, device: str, batch_size: int) -> FileEncoder:
     return recording_encoder(load_speech_backbone(config.model.speech_backbone).to(device), batch_size)
+
+
+def _make_variant_encoder(config: Config, device: str, batch_size: int, variant: int) -> FileEncoder:
+    backbone = load_speech_backbone(config.model.speech_backbone).to(device)
+    return variant_encoder(backbone, config.augmentation, variant, batch_size)
 
 
 def _make_picture_encoder(config: Config, device: str, batch_size: int) -> FileEncoder:

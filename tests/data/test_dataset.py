@@ -63,6 +63,22 @@ def test_a_batch_is_captions_with_the_features_of_both_their_files(dtype: torch.
     assert batch.image_id.tolist() == dataset.image_numbers[[3, 0, 2]].tolist()
 
 
+def test_altered_recordings_are_read_in_the_place_of_their_own_and_cropped() -> None:
+    class Altered:
+        """Features that tell file and draw."""
+
+        def read(self, paths: Sequence[Path], draws: Sequence[float]) -> list[torch.Tensor]:
+            return [torch.full((2, 9, 1), int(path.stem) + draw) for path, draw in zip(paths, draws, strict=True)]
+
+    plain = dataset_of(CAPTIONS, crop_frames=6)
+    dataset = PairDataset(CAPTIONS, plain.speech, plain.images, 6, Altered())
+    draws = torch.tensor([0.25, 0.5], dtype=torch.float64)
+    batch = dataset.batch([3, 0], NO_DRAWS[:2], draws)
+    assert batch.speech.shape == (2, 2, 6, 1)
+    assert batch.speech[:, 1, 5, 0].tolist() == [3.25, 0.5]
+    assert dataset.lengths.tolist() == plain.lengths.tolist()
+
+
 @given(st.permutations(range(5)))
 def test_an_image_has_one_number_in_whatever_order_the_captions_come(order: list[int]) -> None:
     expected = dataset_of(CAPTIONS).image_numbers

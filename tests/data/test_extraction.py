@@ -1,20 +1,35 @@
 """All files of a manifest to features: stored once, or live; every bad file listed."""
 
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from command_line import contents, write_corpus
 from media import BAD_PICTURES, BAD_RECORDINGS, write_wav
-from saysee.data.extraction import LiveFeatures, extract_features, picture_encoder, recording_encoder
+from saysee.config import AugmentationConfig
+from saysee.data.extraction import (
+    LiveAlterations,
+    LiveFeatures,
+    StoredVariants,
+    extract_features,
+    extract_variants,
+    picture_encoder,
+    recording_encoder,
+    variant_encoder,
+)
 from saysee.data.manifest import ManifestError, SpokenCaption, read_manifest
 from saysee.errors import SayseeError
 from saysee.features.audio import load_waveform
+from saysee.features.augmentation import alter, variant_number
 from saysee.features.extract import in_process
-from saysee.features.hashes import FileHashes
+from saysee.features.hashes import FileHashes, sha256
 from saysee.features.image import load_image
 from saysee.features.store import FeatureStore
 from stubs import IMAGE_DIM, LAYERS, SPEECH_DIM, TOKENS, StubImageBackbone, StubSpeechBackbone
@@ -202,3 +217,74 @@ def test_the_content_of_a_live_file_is_hashed_once(captions: list[SpokenCaption]
 def test_extraction_leaves_nothing_but_shards_and_hashes(captions: list[SpokenCaption], tmp_path: Path) -> None:
     extract_features(captions, StubSpeechBackbone(), StubImageBackbone(), tmp_path / "cache")
     assert len(contents(tmp_path / "cache")) in (2, 3)  # files that are younger than two seconds are not remembered
+
+
+# ---- altered recordings
+
+NOISY = AugmentationConfig(probability=1.0, variants=2, snr_db=(0.0, 30.0), speed=(0.8, 1.2))
+
+
+def prepared(backbone: StubSpeechBackbone, waveform: NDArray[np.float32]) -> torch.Tensor:
+    """What the stub encoder makes of a waveform, as it is stored."""
+    hidden: torch.Tensor = backbone([backbone.prepare(waveform)])[0]
+    return hidden[0].half()
+
+
+def test_stored_variants_are_altered_copies_beside_the_recordings_themselves(
+    captions: list[SpokenCaption], tmp_path: Path
+) -> None:
+    backbone, cache = StubSpeechBackbone(), tmp_path / "cache"
+    speech, _ = extract_features(captions, backbone, StubImageBackbone(), cache)
+    variants = extract_variants(captions, backbone, NOISY, cache)
+    assert len(variants) == 2
+    audio = captions[0].audio
+    number = variant_number(sha256(audio.read_bytes()), 2)
+    assert variants[1][audio].equal(prepared(backbone, alter(load_waveform(audio), NOISY, number)))
+    assert speech[audio].equal(prepared(backbone, load_waveform(audio)))
+
+    altered = StoredVariants([speech, *variants])
+    read = altered.read([audio] * 4, [0.0, 0.34, 0.67, 0.999])
+    expected = [speech[audio], variants[0][audio], variants[1][audio], variants[1][audio]]
+    assert all(one.equal(other) for one, other in zip(read, expected, strict=True))
+
+
+@pytest.mark.usefixtures("settled")
+def test_variants_are_extracted_once_and_more_of_them_keep_the_first(
+    captions: list[SpokenCaption], tmp_path: Path
+) -> None:
+    def never(units: Iterator[Sequence[Path]]) -> Iterator[NoReturn]:
+        assert list(units) == []
+        yield from ()
+
+    backbone, cache = StubSpeechBackbone(), tmp_path / "cache"
+    first = extract_variants(captions, backbone, NOISY, cache)
+    encoder = variant_encoder(backbone, NOISY, 3)
+    runs = [never, never, in_process(encoder, cache)]
+    more = extract_variants(captions, backbone, replace(NOISY, variants=3), cache, runs=runs)
+    for one, other in zip(first, more, strict=False):
+        assert one[captions[0].audio].equal(other[captions[0].audio])
+
+
+def test_bad_recordings_of_variants_are_all_listed(captions: list[SpokenCaption], tmp_path: Path) -> None:
+    for caption in captions[:2]:
+        caption.audio.write_bytes(BAD_RECORDINGS["a text"]())
+    with pytest.raises(ManifestError) as caught:
+        extract_variants(captions, StubSpeechBackbone(), NOISY, tmp_path / "cache")
+    assert len(caught.value.faults) == 2
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_live_alterations_are_decided_by_the_draw_and_not_by_the_batch(
+    captions: list[SpokenCaption], batch_size: int
+) -> None:
+    backbone, paths = StubSpeechBackbone(), [caption.audio for caption in captions[:4]]
+    live = LiveAlterations(backbone, replace(NOISY, variants=0), batch_size)
+    draws = [0.1, 0.2, 0.3, 0.4]
+    together = live.read([*paths, paths[0]], [*draws, 0.5])
+    for path, draw, features in zip([*paths, paths[0]], [*draws, 0.5], together, strict=True):
+        assert features.equal(prepared(backbone, alter(load_waveform(path), NOISY, int(draw * 2**53))))
+        assert live.read([path], [draw])[0].equal(features)
+    assert not together[0].equal(together[4])
+    paths[1].write_bytes(b"")
+    with pytest.raises(ManifestError, match=re.escape(f"{paths[1]}: is empty")):
+        live.read(paths, draws)

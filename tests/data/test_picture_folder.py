@@ -80,6 +80,7 @@ def test_csv_and_json_lines_say_the_same_in_any_encoding_of_it(tmp_path: Path) -
         as_csv(tmp_path / "a.csv", rows),
         as_csv(tmp_path / "b.csv", rows, encoding="utf-8-sig", lineterminator="\n", quoting=csv.QUOTE_ALL),
         as_csv(tmp_path / "c.CSV", [dict(reversed(row.items())) for row in rows]),
+        as_csv(tmp_path / "t.tsv", rows, delimiter="\t"),
         as_jsonl(tmp_path / "d.jsonl", [{**row, "id": None, "split": ""} for row in rows]),
         as_jsonl(tmp_path / "e.jsonl", [{**row, "image": f"./x/../{row['image']}"} for row in rows]),
     ]
@@ -246,7 +247,7 @@ def test_what_folder_and_table_may_be(tmp_path: Path) -> None:
         prepare(tmp_path / "none")
     with pytest.raises(SayseeError, match=r"has neither recordings\.csv nor recordings.jsonl"):
         prepare(tmp_path)
-    with pytest.raises(SayseeError, match=r"'list.xlsx'; allowed: a file named \*.csv or \*.jsonl"):
+    with pytest.raises(SayseeError, match=r"'list.xlsx'; allowed: a file named \*.csv, \*.tsv, \*.jsonl"):
         prepare(tmp_path, recordings=Path("list.xlsx"))
     for name in ("recordings.csv", "recordings.jsonl"):
         (tmp_path / name).touch()

@@ -249,11 +249,11 @@ class Features:
 class KilledDataset(PairDataset):
     """Ends the process when the eighth batch is read, which is at the fifth step."""
 
-    def batch(self, indices: Sequence[int], draws: Tensor) -> Batch:
+    def batch(self, indices: Sequence[int], draws: Tensor, alterations: Tensor | None = None) -> Batch:
         self.read = getattr(self, "read", 0) + 1
         if self.read == 8:
             os._exit(KILLED)
-        return super().batch(indices, draws)
+        return super().batch(indices, draws, alterations)
 
 
 def run_training(out: Path, ranks: Ranks, dataset_class: type[PairDataset] = PairDataset, **changes: Any) -> None:

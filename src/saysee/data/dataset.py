@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from saysee.data.collate import Batch, crop, pad_speech
-from saysee.data.extraction import Features
+from saysee.data.extraction import AlteredSpeech, Features
 from saysee.data.manifest import SpokenCaption
 from saysee.files import hash64
 
@@ -22,6 +22,7 @@ class PairDataset:
         speech: features (L, T, D) of each recording.
         images: features (P, D') of each picture.
         crop_frames: a longer recording is cut to so many frames; None leaves it whole.
+        altered: the same recordings as training hears them; None takes them as they are.
 
     Attributes:
         image_numbers: (n,) int32, the image of each caption as a number: equal for captions of one image, and the same
@@ -34,11 +35,13 @@ class PairDataset:
         speech: Features,
         images: Features,
         crop_frames: int | None = None,
+        altered: AlteredSpeech | None = None,
     ) -> None:
         self.captions = captions
         self.speech = speech
         self.images = images
         self.crop_frames = crop_frames
+        self.altered = altered
         hashes = np.fromiter((hash64(caption.image_id) for caption in captions), np.uint64, len(captions))
         order = np.argsort(hashes, kind="stable")
         hashes = hashes[order]
@@ -54,19 +57,28 @@ class PairDataset:
 
     @cached_property
     def lengths(self) -> NDArray[np.int32]:
-        """Frames of each caption (n,), after the crop; zeros where features are live and lengths not known."""
+        """Frames of each caption (n,), after the crop; zeros where features are live and lengths not known.
+
+        Those of the recordings as they are: a batch of like length need not know that one is spoken a little faster.
+        """
         frames = np.fromiter((self.speech.frames(caption.audio) for caption in self.captions), np.int32, len(self))
         return frames if self.crop_frames is None else np.minimum(frames, self.crop_frames, out=frames)
 
-    def batch(self, indices: Sequence[int], draws: Tensor) -> Batch:
+    def batch(self, indices: Sequence[int], draws: Tensor, alterations: Tensor | None = None) -> Batch:
         """Read the captions `indices` as one batch.
 
         Args:
             indices: B captions.
             draws: (B,) numbers in [0, 1): where a recording that is too long is cut.
+            alterations: (B,) numbers in [0, 1): how each recording is altered; needed where they are altered.
         """
         captions = [self.captions[index] for index in indices]
-        clips = self.speech.read([caption.audio for caption in captions])
+        recordings = [caption.audio for caption in captions]
+        if self.altered is None:
+            clips = self.speech.read(recordings)
+        else:
+            assert alterations is not None, "recordings are altered by draws"
+            clips = self.altered.read(recordings, alterations.tolist())
         if self.crop_frames is not None:
             clips = [crop(clip, self.crop_frames, draw) for clip, draw in zip(clips, draws.tolist(), strict=True)]
         speech, mask = pad_speech(clips)

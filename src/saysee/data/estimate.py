@@ -35,21 +35,24 @@ class ImageSize(Protocol):
 
 
 def bytes_of_features(captions: Sequence[SpokenCaption], speech: SpeechSize, images: ImageSize) -> int:
-    """Return about how many bytes the features of a corpus take in the store, with two bytes a number.
+    """Return about how many bytes the features of a corpus take in the store, with two bytes a number."""
+    pictures = np.unique(np.fromiter((hash64(str(caption.image)) for caption in captions), np.uint64, len(captions)))
+    a_picture = images.num_tokens * images.dim * torch.float16.itemsize
+    return bytes_of_recordings(captions, speech) + len(pictures) * a_picture
+
+
+def bytes_of_recordings(captions: Sequence[SpokenCaption], speech: SpeechSize) -> int:
+    """Return about how many bytes the features of the recordings alone take.
 
     The seconds are those of up to `SAMPLE` recordings, drawn at random; a bad one counts for nothing here.
     """
-    files = np.empty((2, len(captions)), dtype=np.uint64)
-    for column, caption in zip(files.T, captions, strict=True):
-        column[:] = hash64(str(caption.audio)), hash64(str(caption.image))
-    _, recordings = np.unique(files[0], return_index=True)
-    pictures = np.unique(files[1])
+    files = np.fromiter((hash64(str(caption.audio)) for caption in captions), np.uint64, len(captions))
+    _, recordings = np.unique(files, return_index=True)
     drawn = random.Random(0).sample(recordings.tolist(), min(SAMPLE, len(recordings)))  # noqa: S311
     seconds = [_seconds(captions[index].audio, speech.max_samples) for index in drawn]
     mean = sum(seconds) / max(1, len(seconds))
     a_second = speech.frames_per_second * speech.num_layers * speech.dim * torch.float16.itemsize
-    a_picture = images.num_tokens * images.dim * torch.float16.itemsize
-    return round(len(recordings) * mean * a_second + len(pictures) * a_picture)
+    return round(len(recordings) * mean * a_second)
 
 
 def gigabytes(count: int) -> str:

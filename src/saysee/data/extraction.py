@@ -1,8 +1,9 @@
 """All files of a manifest to features: stored ones, extracted once, or live ones, made whenever they are asked for."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -10,14 +11,18 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from saysee.config import AugmentationConfig
 from saysee.data.manifest import ManifestError, SpokenCaption
 from saysee.data.validate import RECORDING_LIMITS
 from saysee.errors import AudioError, ImageError
 from saysee.features.audio import load_waveform
+from saysee.features.augmentation import alter, altered_fingerprint, variant_number
 from saysee.features.extract import FileEncoder, Run, StoredFeatures, extract, in_process, read_ahead
 from saysee.features.hashes import FileHashes, file_key, is_settled, sha256
 from saysee.features.image import ImageLimits, load_image
 from saysee.features.sources import read_bytes
+
+K = TypeVar("K")
 
 
 class Features(Protocol):
@@ -29,6 +34,14 @@ class Features(Protocol):
 
     def frames(self, path: Path) -> int:
         """Return T of a recording; 0 where it is not known without decoding it."""
+        ...
+
+
+class AlteredSpeech(Protocol):
+    """The features of recordings as training hears them."""
+
+    def read(self, paths: Sequence[Path], draws: Sequence[float]) -> list[Tensor]:
+        """Return the features (L, T, D) of each recording; its draw in [0, 1) decides how it is altered."""
         ...
 
 
@@ -88,6 +101,26 @@ def recording_encoder(backbone: SpeechBackboneLike, batch_size: int = 1) -> File
         encode,
         batch_size,
     )
+
+
+def variant_encoder(
+    backbone: SpeechBackboneLike, augmentation: AugmentationConfig, variant: int, batch_size: int = 1
+) -> FileEncoder:
+    """Say how an altered copy of a recording becomes features (L, T, D) for the store.
+
+    Args:
+        backbone: frozen.
+        augmentation: how recordings are altered.
+        variant: which copy, from 1.
+        batch_size: recordings that are encoded together.
+    """
+
+    def decode(content: bytes, path: Path) -> Tensor:
+        waveform = load_waveform(content, RECORDING_LIMITS, str(path))
+        return backbone.prepare(alter(waveform, augmentation, variant_number(sha256(content), variant)))
+
+    fingerprint = altered_fingerprint(backbone.fingerprint, augmentation, variant)
+    return replace(recording_encoder(backbone, batch_size), fingerprint=fingerprint, decode=decode)
 
 
 def picture_encoder(backbone: ImageBackboneLike, batch_size: int = 1) -> FileEncoder:
@@ -178,22 +211,8 @@ class LiveFeatures:
         Raises:
             ManifestError: files that do not open or decode, all of them listed.
         """
-        encoder, unique = self._encoder, list(dict.fromkeys(paths))
-        decoded: dict[Path, Any] = {}
-        faults = []
-        for path, item in read_ahead(
-            unique, lambda path: encoder.decode(encoder.read(path), path), workers=self._threads, ahead=len(unique)
-        ):
-            if isinstance(item, str):
-                faults.append(item)
-            decoded[path] = item
-        if faults:
-            raise ManifestError("files of the manifest cannot be used", faults)
-        features: dict[Path, Tensor] = {}
-        for start in range(0, len(unique), encoder.batch_size):
-            part = unique[start : start + encoder.batch_size]
-            features.update(zip(part, encoder.encode([decoded[path] for path in part]), strict=True))
-        return [features[path] for path in paths]
+        encoder = self._encoder
+        return _encode_live(encoder, paths, lambda path: encoder.decode(encoder.read(path), path), self._threads)
 
     def frames(self, path: Path) -> int:
         """Return 0: how long a recording is, only decoding it says."""
@@ -216,3 +235,117 @@ class LiveFeatures:
             if key is not None:
                 self._hashes.put(key, digest)
         return digest[:16]
+
+
+class LiveAlterations:
+    """Recordings that are altered and encoded whenever they are asked for.
+
+    Args:
+        backbone: frozen.
+        augmentation: how they are altered.
+        batch_size: recordings that are encoded together.
+        threads: that read, decode and alter.
+    """
+
+    def __init__(
+        self, backbone: SpeechBackboneLike, augmentation: AugmentationConfig, batch_size: int, threads: int = 4
+    ) -> None:
+        self._backbone = backbone
+        self._augmentation = augmentation
+        self._encoder = recording_encoder(backbone, batch_size)
+        self._threads = threads
+
+    def read(self, paths: Sequence[Path], draws: Sequence[float]) -> list[Tensor]:
+        """See `AlteredSpeech.read`.
+
+        Raises:
+            ManifestError: files that do not open or decode, all of them listed.
+        """
+
+        def decode(reading: tuple[Path, float]) -> Tensor:
+            path, draw = reading
+            waveform = load_waveform(self._encoder.read(path), RECORDING_LIMITS, str(path))
+            # all the digits of a draw: as many different alterations
+            return self._backbone.prepare(alter(waveform, self._augmentation, int(draw * 2**53)))
+
+        return _encode_live(self._encoder, list(zip(paths, draws, strict=True)), decode, self._threads)
+
+
+class StoredVariants:
+    """Recordings and their altered copies, all of whose features are stored; a draw takes one of them.
+
+    Args:
+        of_variants: the features of the recordings themselves and of each variant.
+    """
+
+    def __init__(self, of_variants: Sequence[Features]) -> None:
+        self._of_variants = of_variants
+
+    def read(self, paths: Sequence[Path], draws: Sequence[float]) -> list[Tensor]:
+        """See `AlteredSpeech.read`."""
+        count = len(self._of_variants)
+        taken = [self._of_variants[int(draw * count)] for draw in draws]
+        return [features.read([path])[0] for features, path in zip(taken, paths, strict=True)]
+
+
+def extract_variants(
+    captions: Sequence[SpokenCaption],
+    backbone: SpeechBackboneLike,
+    augmentation: AugmentationConfig,
+    cache: Path,
+    *,
+    runs: Sequence[Run] | None = None,
+    progress: bool = False,
+) -> list[StoredFeatures]:
+    """Bring the features of altered copies of all recordings into the store.
+
+    Args:
+        captions: whose recordings are meant: those of train.
+        backbone: frozen.
+        augmentation: how they are altered, and how many copies there are.
+        cache: folder of the store.
+        runs: how each copy is encoded; None encodes them in this process.
+        progress: whether to show bars.
+
+    Returns:
+        Speech features (L, T, D) of each copy of each recording.
+
+    Raises:
+        ManifestError: files that do not open or decode, all of them listed.
+    """
+    stored = []
+    for variant in range(1, augmentation.variants + 1):
+        encoder = variant_encoder(backbone, augmentation, variant)
+        features, faults = extract(
+            (caption.audio for caption in captions),
+            encoder.fingerprint,
+            cache,
+            runs[variant - 1] if runs else in_process(encoder, cache),
+            progress=f"recordings, variant {variant}" if progress else None,
+        )
+        if faults:
+            raise ManifestError("files of the manifest cannot be used", list(faults.values()))
+        stored.append(features)
+    return stored
+
+
+def _encode_live(encoder: FileEncoder, readings: Sequence[K], decode: Callable[[K], Any], threads: int) -> list[Tensor]:
+    """Decode and encode, `encoder.batch_size` at a time; what stands twice is encoded once.
+
+    Raises:
+        ManifestError: files that do not open or decode, all of them listed.
+    """
+    unique = list(dict.fromkeys(readings))
+    decoded: dict[K, Any] = {}
+    faults = []
+    for reading, item in read_ahead(unique, decode, workers=threads, ahead=len(unique)):
+        if isinstance(item, str):
+            faults.append(item)
+        decoded[reading] = item
+    if faults:
+        raise ManifestError("files of the manifest cannot be used", faults)
+    features: dict[K, Tensor] = {}
+    for start in range(0, len(unique), encoder.batch_size):
+        part = unique[start : start + encoder.batch_size]
+        features.update(zip(part, encoder.encode([decoded[reading] for reading in part]), strict=True))
+    return [features[reading] for reading in readings]

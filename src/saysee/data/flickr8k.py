@@ -21,8 +21,9 @@ PUBLISHED: dict[Split, int] = {"train": 30_000, "dev": 5_000, "test": 5_000}
 PUBLISHED_IMAGES = 8_000
 """Images in all splits, as published: 6,000, 1,000 and 1,000."""
 
-_SPLIT_LISTS: dict[Split, str] = {split: f"Flickr_8k.{split}Images.txt" for split in SPLITS}
-_TEXT_FILES = ("wav2capt.txt", "wav2spk.txt", "Flickr8k.token.txt", *_SPLIT_LISTS.values())
+SPLIT_LISTS: dict[Split, str] = {split: f"Flickr_8k.{split}Images.txt" for split in SPLITS}
+"""The files that say which images are in a split."""
+_TEXT_FILES = ("wav2capt.txt", "wav2spk.txt", "Flickr8k.token.txt", *SPLIT_LISTS.values())
 
 
 def prepare(folder: Path, *, require_files: bool = True) -> Prepared:
@@ -48,16 +49,11 @@ def prepare(folder: Path, *, require_files: bool = True) -> Prepared:
     texts, wavs, images = _find_parts(folder)
 
     faults: list[str] = []
-    split_of: dict[str, Split] = {}
-    for split, name in _SPLIT_LISTS.items():
-        for (image,) in _fields(texts[name], r"(\S+)", "<image.jpg>", faults):
-            if split_of.setdefault(image, split) != split:
-                faults.append(f"{name}: {image!r} is in {split_of[image]} as well; keep it in one list")
-    voices = _fields(texts["wav2spk.txt"], r"(\S+)\s+(\S+)", "<wav> <speaker>", faults)
+    split_of = listed_splits({split: texts[name] for split, name in SPLIT_LISTS.items()}, faults)
+    voices = _matching_lines(texts["wav2spk.txt"], r"(\S+)\s+(\S+)", "<wav> <speaker>", faults)
     speaker_of = {row[0]: row[1] for row in voices}
-    tokens = _fields(texts["Flickr8k.token.txt"], r"(\S+#\d+)\t\s*(.+)", "<image.jpg>#<n>, a tab, <caption>", faults)
-    text_of = {row[0]: row[1] for row in tokens}
-    listed = _fields(texts["wav2capt.txt"], r"(\S+)\s+(\S+)\s+(#\d+)", "<wav> <image.jpg> #<n>", faults)
+    text_of = {image + number: text for image, number, text in token_lines(texts["Flickr8k.token.txt"], faults)}
+    listed = _matching_lines(texts["wav2capt.txt"], r"(\S+)\s+(\S+)\s+(#\d+)", "<wav> <image.jpg> #<n>", faults)
 
     wav_files = {path.name for path in wavs.glob("*.wav")}
     image_files = {path.name for path in images.glob("*.jpg")}
@@ -107,6 +103,21 @@ def prepare(folder: Path, *, require_files: bool = True) -> Prepared:
     return Prepared(manifest, notes, _count_warnings(manifest), _count_warnings)
 
 
+def listed_splits(lists: Mapping[Split, Path], faults: list[str]) -> dict[str, Split]:
+    """Return the split of each image that the lists name; an image in two of them becomes a fault."""
+    split_of: dict[str, Split] = {}
+    for split, path in lists.items():
+        for (image,) in _matching_lines(path, r"(\S+)", "<image.jpg>", faults):
+            if split_of.setdefault(image, split) != split:
+                faults.append(f"{path.name}: {image!r} is in {split_of[image]} as well; keep it in one list")
+    return split_of
+
+
+def token_lines(path: Path, faults: list[str]) -> list[tuple[str, ...]]:
+    """Return image, `#<n>` and text of each written caption; lines of another form become faults."""
+    return _matching_lines(path, r"(\S+)(#\d+)\t\s*(.+)", "<image.jpg>#<n>, a tab, <caption>", faults)
+
+
 def _count_warnings(manifest: Manifest) -> list[str]:
     here, images = {split: len(manifest.of(split)) for split in SPLITS}, len(manifest.images())
     if (here, images) == (PUBLISHED, PUBLISHED_IMAGES):
@@ -140,7 +151,7 @@ def _find_parts(folder: Path) -> tuple[dict[str, Path], Path, Path]:
     return {name: path for name, path in texts.items() if path is not None}, wavs, images
 
 
-def _fields(path: Path, pattern: str, form: str, faults: list[str]) -> list[tuple[str, ...]]:
+def _matching_lines(path: Path, pattern: str, form: str, faults: list[str]) -> list[tuple[str, ...]]:
     """Return what the pattern's groups match in each line that is not blank; other lines become faults."""
     rows = []
     for number, line in enumerate(read_utf8(path).split("\n"), start=1):

@@ -58,11 +58,11 @@ def assign_splits(
 
 
 def _by_image(captions: tuple[SpokenCaption, ...], shares: dict[str, float], seed: int) -> list[Split]:
-    return [_split_at(_position(seed, caption.image_id), shares) for caption in captions]
+    return [_split_at(hashed_position(seed, caption.image_id), shares) for caption in captions]
 
 
 def _by_recording(captions: tuple[SpokenCaption, ...], shares: dict[str, float], seed: int) -> list[Split]:
-    positions = [_position(seed, caption.id) for caption in captions]
+    positions = [hashed_position(seed, caption.id) for caption in captions]
     # train lies at the top of the line, so the highest of an image's captions is in train if any is: it is always kept
     highest: dict[str, float] = {}
     for caption, position in zip(captions, positions, strict=True):
@@ -85,8 +85,8 @@ def _by_speaker(captions: tuple[SpokenCaption, ...], dev: set[str], test: set[st
     return ["dev" if c.speaker in dev else "test" if c.speaker in test else "train" for c in captions]
 
 
-def _position(seed: int, name: str) -> float:
-    """Return a place in [0, 1] that looks drawn at random and is the same for ever."""
+def hashed_position(seed: int, name: str) -> float:
+    """Return a place in [0, 1] that looks drawn at random and is the same for ever, for each seed and name."""
     digest = hashlib.sha256(f"{seed}\0{name}".encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 

@@ -34,6 +34,7 @@ from saysee.features.sources import one_line
 from saysee.features.store import FeatureStore
 from saysee.files import hash64
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 UNIT = 64
@@ -281,11 +282,16 @@ _worker: tuple[FileEncoder, FeatureStore] | None = None
 
 def _start_worker(make_encoder: Callable[[], FileEncoder], cache: Path) -> None:
     global _worker  # noqa: PLW0603 - a process of a pool has no other place
+    become_worker()
+    encoder = make_encoder()
+    _worker = encoder, FeatureStore(cache, encoder.fingerprint)
+
+
+def become_worker() -> None:
+    """Make this process of a pool one that computes in one thread, leaves Ctrl-C to its parent and ends with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
-    encoder = make_encoder()
-    _worker = encoder, FeatureStore(cache, encoder.fingerprint)
 
 
 def _end_with_parent() -> None:
@@ -364,16 +370,20 @@ def encode_unit(encoder: FileEncoder, store: FeatureStore, unit: Sequence[Path],
     )
 
 
-def read_ahead(
-    paths: Iterable[Path], read: Callable[[Path], T], *, workers: int, ahead: int
-) -> Iterator[tuple[Path, T | str]]:
+def read_ahead(paths: Iterable[K], read: Callable[[K], T], *, workers: int, ahead: int) -> Iterator[tuple[K, T | str]]:
     """Read files in threads, a bounded number ahead, and give them in their order.
+
+    Args:
+        paths: the files; or what stands for a reading of one, if `read` names the file in its errors.
+        read: one of them.
+        workers: threads.
+        ahead: how many are read before they are asked for.
 
     Yields:
         Each path with what `read` made of it, or with one line that says what is wrong with the file.
     """
 
-    def read_one(path: Path) -> tuple[Path, T | str]:
+    def read_one(path: K) -> tuple[K, T | str]:
         try:
             return path, read(path)
         except SayseeError as error:

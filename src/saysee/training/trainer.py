@@ -37,7 +37,8 @@ READ_AHEAD = 3
 READERS = 4
 """Threads that read them (ours); with live features one, for it runs the frozen encoders."""
 
-_CROPS, _DROPOUT = 1 << 41, 1 << 42  # name the random numbers of these two among all that a seed gives
+# name the random numbers of these three among all that a seed gives
+_CROPS, _DROPOUT, _ALTERATIONS = 1 << 41, 1 << 42, 1 << 43
 
 Evaluate = Callable[[SpeechImageModel], Mapping[str, float]]
 """Measures a model on dev; returns metrics by name, the primary one among them."""
@@ -213,7 +214,10 @@ def _train(
 def _read_part(dataset: PairDataset, indices: Sequence[int], seed: int, position: int, ranks: Ranks) -> Batch:
     """Read this process's part of the batch at a position of the order."""
     part = ranks.part(len(indices))
-    return dataset.batch(indices[part], uniform_draws(mixed_seed(seed, _CROPS), position, len(indices))[part])
+    crops, alterations = (
+        uniform_draws(mixed_seed(seed, what), position, len(indices))[part] for what in (_CROPS, _ALTERATIONS)
+    )
+    return dataset.batch(indices[part], crops, alterations)
 
 
 def autocast_for(precision: str, device: torch.device) -> Callable[[], AbstractContextManager[object]]:
