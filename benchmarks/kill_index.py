@@ -3,11 +3,11 @@
     python benchmarks/kill_index.py
 
 Copies of the sample corpus's drawings, made different by a comment, are indexed with an untrained model whose encoders
-are the bundled ones. `saysee index build` is killed a hundred times after a random part of the time that one picture
-batch takes, so that it needs many tries; after every kill the index is opened, and what it has must be a part of the
-folder, each picture once, each row as it was written. Then `saysee index update` is killed twenty times while pictures
-come, go, change and move and a search runs beside it; every answer must be of the index. In the end one update that is
-not disturbed must give the same items and the same embeddings as an index that was never disturbed.
+are the bundled ones. `saysee index build` is killed a hundred times: by turns before it has written its first batch of
+pictures, and during the two batches behind that. After every kill the index is opened, and what it has must be a part
+of the folder, each picture once, each row as it was written. Then `saysee index update` is killed twenty times while
+pictures come, go, change and move and a search runs beside it; every answer must be of the index. In the end one update
+that is not disturbed must give the same items and the same embeddings as an index that was never disturbed.
 
 The rival is the undisturbed build: the ratio is what the kills cost in time.
 """
@@ -35,6 +35,7 @@ from saysee.search.building import check_index
 from saysee.search.index import open_index
 
 SAMPLE = sample_manifest_path().parent
+BATCH = 16  # pictures that are written together
 QUESTION = SAMPLE / "audio" / "en-art4apps" / "back.ogg"
 
 
@@ -54,14 +55,24 @@ def main() -> None:
         pictures.mkdir()
         for number in range(options.pictures):
             add(pictures, number)
-        undisturbed = timed(build(folder, "whole"))
+        process, begun = start(build(folder, "whole")), time.perf_counter()
+        wait_for_writing(process, folder / "whole")
+        first = time.perf_counter() - begun
+        process.wait()
+        undisturbed = time.perf_counter() - begun
+        batch = (undisturbed - first) / (options.pictures / BATCH)
 
         faults: list[str] = []
         begun = time.perf_counter()
         progress = []
-        for _ in range(options.kills):
-            # from the start of the process (importing takes seconds) to somewhere in the time that all takes
-            kill(build(folder, "killed"), moments.uniform(0.3, 1.0) * min(undisturbed, 12))
+        for turn in range(options.kills):
+            process = start(build(folder, "killed"))
+            if turn % 2:
+                wait_for_writing(process, folder / "killed")
+                time.sleep(moments.uniform(0, 2 * batch))
+            else:
+                time.sleep(moments.uniform(0, first))
+            kill_now(process)
             if (folder / "killed" / "index.json").exists():
                 progress.append(inspect(folder / "killed", pictures, faults))
         timed(build(folder, "killed"))
@@ -90,6 +101,7 @@ def main() -> None:
             "searches_answered_beside": answered,
             "faults": faults,
             "undisturbed_seconds": round(undisturbed, 1),
+            "first_batch_after_seconds": round(first, 1),
             "disturbed_over_undisturbed": round(built / undisturbed, 2),
         }
     keep("kill_index", data="drawings of the sample corpus (Art4Apps), copied", seed=options.seed, figures=figures)
@@ -165,10 +177,15 @@ def timed(command: list[str]) -> float:
     return time.perf_counter() - begun
 
 
-def kill(command: list[str], seconds: float) -> None:
-    process = start(command)
-    time.sleep(seconds)
-    kill_now(process)
+def wait_for_writing(process: "subprocess.Popen[bytes]", index: Path) -> None:
+    """Wait until a process has written to an index, or has ended."""
+
+    def written() -> int:
+        return sum(path.stat().st_size for path in index.glob("embeddings-*.f32"))
+
+    before = written()
+    while process.poll() is None and written() == before:
+        time.sleep(0.005)
 
 
 def kill_now(process: "subprocess.Popen[bytes]") -> None:
