@@ -51,11 +51,21 @@ def photographs_said_of(word: str, captions: Iterable[tuple[str, str]]) -> set[s
 
 
 def askable(
-    concepts: Sequence[Concept], captions: Sequence[tuple[str, str]], at_least: int = AT_LEAST
+    concepts: Sequence[Concept],
+    captions: Sequence[tuple[str, str]],
+    *,
+    keywords: bool = False,
+    at_least: int = AT_LEAST,
 ) -> dict[str, set[str]]:
-    """Return word -> photographs of which it is said, for the names of one word that are said of `at_least`."""
-    words = dict.fromkeys(name.lower() for concept in concepts for name in concept.names() if name.isalpha())
-    said = {word: photographs_said_of(word, captions) for word in words}
+    """Return word -> photographs of which it is said, for words that are said of `at_least`.
+
+    Words are the names that are one word, and with `keywords` those too.
+    """
+    words = [name for concept in concepts for name in concept.names()]
+    if keywords:
+        words += [keyword for concept in concepts for keyword in concept.keywords]
+    single = dict.fromkeys(word.lower() for word in words if word.isalpha())
+    said = {word: photographs_said_of(word, captions) for word in single}
     return {word: photographs for word, photographs in said.items() if len(photographs) >= at_least}
 
 
@@ -81,9 +91,11 @@ def main() -> None:
         print(f"  {', '.join(names)}")
     test = listed_splits({"test": options.tokens.with_name("Flickr_8k.testImages.txt")}, [])
     captions = [(image, text) for image, _, text in token_lines(options.tokens, []) if image in test]
-    said = askable(concepts, captions)
-    print(f"Flickr8k: {len(said)} words are said of {AT_LEAST} test photographs or more")
-    print(f"  {', '.join(f'{word} {len(photographs)}' for word, photographs in said.items())}")
+    for keywords in (False, True):
+        said = askable(concepts, captions, keywords=keywords)
+        which = "names and keywords" if keywords else "names"
+        print(f"Flickr8k: {len(said)} {which} are said of {AT_LEAST} test photographs or more")
+        print(f"  {', '.join(f'{word} {len(photographs)}' for word, photographs in said.items())}")
 
 
 if __name__ == "__main__":
