@@ -1,6 +1,7 @@
 """The corpus of emoji: what is a concept by the rule, and that the split leaks nothing."""
 
 import random
+import shutil
 from collections import defaultdict
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from saysee.data.emoji import (
     voices,
 )
 from saysee.data.manifest import SPLITS, ManifestError
+from saysee.data.speech_synthesis.espeak import EspeakEngine
 from saysee.data.split import hashed_position
 
 EMOJI = {
@@ -122,6 +124,13 @@ def test_no_speaker_is_heard_in_two_splits() -> None:
         assert [one in speaking[split] for split in SPLITS] == [other in speaking[split] for split in SPLITS]
     engines = {split: {voice.partition(":")[0] for voice in speaking[split]} for split in SPLITS}
     assert engines["dev"] == engines["test"] == {"flite", "espeak-ng", "kokoro"}
+
+
+@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="the program espeak-ng is not installed")
+def test_no_two_voices_of_espeak_are_one() -> None:
+    engine = EspeakEngine()
+    names = [voice.partition(":")[2] for of in voices().values() for voice in of if voice.startswith("espeak-ng:")]
+    assert len({engine.speak("a dog", name, 1.0, 0.0)[0].tobytes() for name in names}) == len(names) == 16
 
 
 def test_who_speaks_does_not_hang_on_the_order_they_are_listed_in(monkeypatch: pytest.MonkeyPatch) -> None:
