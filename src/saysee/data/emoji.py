@@ -4,7 +4,7 @@ A concept is an emoji of the groups of things (no people, so no skin tones; no f
 sets of pictures have. `assets/emoji/concepts.tsv` lists them, and with them the split:
 
 - The pictures of one maker, `TEST_VENDOR`, are test and never seen in training.
-- Of every tenth concept or so, one picture of the other two makers is dev: the concept is trained by the other picture
+- Of every fifth concept or so, one picture of the other two makers is dev: the concept is trained by the other picture
   alone.
 - Voices are held out by speaker: nobody who speaks in dev or test is heard in training.
 
