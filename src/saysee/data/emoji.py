@@ -199,9 +199,11 @@ def voices() -> dict[Split, list[str]]:
     speaking: dict[Split, list[str]] = {split: [] for split in SPLITS}
     for engine, speakers in _SPEAKERS.items():
         drawn = sorted(speakers, key=lambda speaker: hashed_position(SEED, speaker))
-        test, dev = _HELD_OUT[engine]["test"], _HELD_OUT[engine]["dev"]
-        for split, held in (("test", drawn[:test]), ("dev", drawn[test : test + dev]), ("train", drawn[test + dev :])):
-            speaking[split] += [voice for speaker in held for voice in speaker.split()]
+        test = _HELD_OUT[engine]["test"]
+        behind = test + _HELD_OUT[engine]["dev"]
+        parts: dict[Split, list[str]] = {"train": drawn[behind:], "dev": drawn[test:behind], "test": drawn[:test]}
+        for split, heard in parts.items():
+            speaking[split] += [voice for speaker in heard for voice in speaker.split()]
     return speaking
 
 
