@@ -101,6 +101,13 @@ def test_its_version_and_licence_are_known(engine: str, voice: str) -> None:
 
 
 @pytest.mark.skipif(is_there("espeak-ng") is not None, reason="the program espeak-ng is not installed")
+@pytest.mark.parametrize("language", ["en-us", "en-gb", "en-gb-scotland", "fr-fr"])
+def test_every_variant_of_espeak_is_another_voice(language: str) -> None:
+    voices = [language, f"{language}+f3", f"{language}+m7", f"{language}+Annie"]
+    assert len({say("espeak-ng", voice).tobytes() for voice in voices}) == 4
+
+
+@pytest.mark.skipif(is_there("espeak-ng") is not None, reason="the program espeak-ng is not installed")
 def test_phonemes_between_brackets_are_no_command_to_espeak() -> None:
     spoken = say("espeak-ng", "en-us", text="[[h@l'oU]]")
     assert len(spoken) > 1.5 * len(say("espeak-ng", "en-us", text="hello"))  # it spells

@@ -28,9 +28,9 @@ class EspeakEngine:
         version = re.search(r"text-to-speech: (\S+)", output_of([self._program, "--version"]))
         self.version = f"espeak-ng {version.group(1)}" if version else "espeak-ng"
         listed = re.findall(r"^ *\d+ +(\S+) +\S+ +\S+ +(\S+)", output_of([self._program, "--voices"]), re.MULTILINE)
-        # what lies below mb/ needs another program, MBROLA, and its data
-        languages = {language for language, file in listed if not file.startswith(("mb/", "!v/"))}
-        self._languages = {language: Voice(language, _LICENCE) for language in languages}
+        # what lies below mb/ needs another program, MBROLA, and its data; a language's first file is its own
+        self._files = {language: file for language, file in reversed(listed) if not file.startswith(("mb/", "!v/"))}
+        self._languages = {language: Voice(language, _LICENCE) for language in self._files}
         variants = output_of([self._program, "--voices=variant"])
         self._variants = set(re.findall(r"!v/(.+?) *(?:\(.*)?$", variants, re.MULTILINE))
 
@@ -47,4 +47,7 @@ class EspeakEngine:
         rate, knob = round(_WORDS_A_MINUTE * speed), round(float(np.interp(pitch, _SHIFT, _KNOB)))
         # between double brackets it would read phonemes
         text = text.replace("[[", "[")
+        # version 1.51 passes over the variant where the file has another name than the language: en-gb is gmw/en
+        language, plus, variant = voice.partition("+")
+        voice = self._files[language] + plus + variant if plus else voice
         return recorded([self._program, "-v", voice, "-s", str(rate), "-p", str(knob), "--stdin", "-w"], text)
