@@ -51,7 +51,7 @@ class Suite:
 
 
 class OneWord:
-    """Says the same word whatever it is given, in as many seconds as it is asked for."""
+    """Says the same word three times whatever it is given, as fast as it is asked to."""
 
     version = "one word 1"
 
@@ -59,7 +59,7 @@ class OneWord:
         return Voice("en-us", f"licence of {name}")
 
     def speak(self, text: str, voice: str, speed: float, pitch: float) -> tuple[NDArray[np.float32], int]:
-        return load_waveform(SPOKEN), round(SAMPLE_RATE * speed)
+        return np.tile(load_waveform(SPOKEN), 3), round(SAMPLE_RATE * speed)
 
 
 class Mean(torch.nn.Module):
@@ -122,10 +122,11 @@ def test_one_command_makes_everything_and_the_next_does_nothing_twice(
     words = tmp_path / "words"
     (words / "images").mkdir(parents=True)
     write_image(words / "images" / "back.png")
-    (words / "back.ogg").write_bytes(SPOKEN.read_bytes())
-    (words / "recordings.csv").write_text(
-        "image,audio,word,language,speaker\nimages/back.png,back.ogg,back,en,anna\nimages/back.png,back.ogg,dos,es,eva\n"
-    )
+    rows = ["image,audio,word,language,speaker,split"]
+    for language in ("en", "es", "fr"):
+        (words / f"{language}.ogg").write_bytes(SPOKEN.read_bytes())
+        rows.append(f"images/back.png,{language}.ogg,back,{language},anna,test")
+    (words / "recordings.csv").write_text("\n".join(rows))
     run_of = suite.plan.Run
     runs = [run_of("contrast"), run_of("all"), run_of("contrast", equal_time=True), run_of("all", 5, noise=0.4)]
     monkeypatch.setattr(suite.suite, "plan", lambda: runs)
@@ -152,14 +153,14 @@ def test_one_command_makes_everything_and_the_next_does_nothing_twice(
     assert Counter(caption.split for caption in manifest.captions) == {"train": 35, "dev": 5, "test": 10}
     assert len(suite.corpus.corpus(2).of("train")) == 14
     records = runs_on_record(tmp_path)
-    assert [record["key"]["row"] for record in records[:2]] == ["contrast", "all"] or len(records) == 8
+    assert len(records) == 8
     by_row = {(r["key"]["row"], r["key"]["captions"], r["key"]["equal_time"]): r for r in records}
     rival = [(row, captions, False) for captions in (2, 5) for row in ("recognised text", "written text")]
     assert set(by_row) == {
         *(("contrast", 2, False), ("all", 2, False), ("contrast", 2, True), ("all", 5, False), *rival)
     }
     full = by_row["all", 2, False]
-    assert full["explored_on_dev"] == [["--training.learning_rate", "0.001"]]
+    assert full["explored_on_dev"] == [["training.learning_rate=0.001"]]
     assert (full["images"], full["captions"], full["steps"]) == (2, 10, 4)
     value, low, high = full["recall"]["fine/speech_to_image/R@1"]
     assert 0 <= low <= value <= high <= 1
@@ -170,10 +171,9 @@ def test_one_command_makes_everything_and_the_next_does_nothing_twice(
     longer = by_row["contrast", 2, True]
     expected = 4 * full["seconds_a_step"] / by_row["contrast", 2, False]["seconds_a_step"]
     assert longer["steps"] == round(expected)
-    assert by_row["recognised text", 2, False]["word_error_rate"] == pytest.approx(5 / 6, abs=0.2)
-    assert [r["key"]["overrides"] for r in runs_on_record(tmp_path, "flickr8k_synthetic_dev")] == [
-        ["--training.learning_rate", "0.001"]
-    ]
+    assert by_row["recognised text", 2, False]["word_error_rate"] == pytest.approx(2 / 6, abs=1e-4)
+    (explored,) = runs_on_record(tmp_path, "flickr8k_synthetic_dev")
+    assert (explored["key"]["changes"], explored["captions"]) == (["training.learning_rate=0.001"], 5)
     printed = capsys.readouterr().out
     for said in (
         "| contrast, equal time ",
@@ -198,7 +198,7 @@ def test_one_command_makes_everything_and_the_next_does_nothing_twice(
 def test_the_recipe_is_changed_for_dev_alone(suite: Suite, capsys: pytest.CaptureFixture[str]) -> None:
     for options in (["--only", "runs"], ["--split", "dev"], ["--only", "rival", "--split", "dev"]):
         with pytest.raises(SystemExit):
-            suite.suite.main(["flickr8k", *options, "--training.steps", "9"])
+            suite.suite.main(["flickr8k", *options, "--change", "training.steps=9"])
         assert "tried on dev alone" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         suite.suite.main(["--only", "speak"])

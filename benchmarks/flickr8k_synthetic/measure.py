@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.nn import functional as F
@@ -22,6 +22,8 @@ from saysee.files import sole_process
 from saysee.models.retrieval_model import SpeechImageModel
 from saysee.search.reranker import match_prepared
 from saysee.workflows import evaluate_on_manifest, train_on_manifest
+
+Question = TypeVar("Question")
 
 CURVE = (1, 2, 5, 10, 20, 50, 100)
 """K of the recall curves."""
@@ -68,7 +70,7 @@ def carry_out(run: Run, config: Config, manifest: Manifest, split: Split) -> dic
     model = SpeechImageModel.from_pretrained(out)
     results = evaluate_on_manifest(model, manifest, split, about={"run": run.name})
     write_results(out / f"results-{split}.json", results)
-    record = {
+    record: dict[str, Any] = {
         "key": key_of(run, config),
         "commit": commit(),
         "steps": config.training.steps,
@@ -80,7 +82,7 @@ def carry_out(run: Run, config: Config, manifest: Manifest, split: Split) -> dic
     }
     if split == "test":
         record["explored_on_dev"] = [
-            trial["key"]["overrides"] for trial in finished("dev") if trial["key"]["row"] == run.row
+            trial["key"]["changes"] for trial in finished("dev") if trial["key"]["row"] == run.row
         ]
     if run == MEASURED_AT_MANY:
         search = SearchConfig(MANY_CANDIDATES, config.search.fusion)
@@ -127,15 +129,15 @@ def question_time(model: SpeechImageModel, captions: Sequence[SpokenCaption]) ->
     gallery = F.normalize(torch.randn(len(paths), model.config.model.embedding_dim), dim=1)
     heard = [model.encode_speech(caption.audio) for caption in asked]
     times = {
-        "hear": _median([lambda caption=caption: model.encode_speech(caption.audio) for caption in asked]),
-        "rank": _median([lambda one=one: one.embedding @ gallery.T for one in heard]),
+        "hear": _milliseconds(lambda caption: model.encode_speech(caption.audio), asked),
+        "rank": _milliseconds(lambda speech: speech.embedding @ gallery.T, heard),
     }
     if model.multimodal_encoder is not None:
         with torch.inference_mode():
             pictures = model.multimodal_encoder.prepare_images(
                 model.encode_image(paths[: model.config.search.rerank]).hidden
             )
-        times["match"] = _median([lambda one=one: match_prepared(model, one, pictures) for one in heard])
+        times["match"] = _milliseconds(lambda speech: match_prepared(model, speech, pictures), heard)
     return times
 
 
@@ -146,10 +148,10 @@ def measure_zero_shot(run: Run, config: Config, words: Manifest) -> dict[str, An
     return measured(evaluate_on_manifest(model, words, "test", unseen_by=out))
 
 
-def _median(questions: Sequence[Callable[[], object]]) -> float:
+def _milliseconds(ask: Callable[[Question], object], questions: Sequence[Question]) -> float:
     seconds = []
-    for ask in questions:
+    for question in questions:
         started = time.perf_counter()
-        ask()
+        ask(question)
         seconds.append(time.perf_counter() - started)
     return round(1000 * statistics.median(seconds), 2)

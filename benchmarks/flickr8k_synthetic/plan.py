@@ -29,7 +29,7 @@ class Run:
         seed: of the training.
         noise: share of the training images that are permuted among themselves.
         equal_time: whether it has as many more steps as take the time of the full method.
-        overrides: changes of the recipe, as on the command line; for exploring on dev.
+        changes: of the recipe, as `training.steps=3000`: tried on dev, or a row of its own.
     """
 
     row: str
@@ -37,11 +37,16 @@ class Run:
     seed: int = 0
     noise: float = 0.0
     equal_time: bool = False
-    overrides: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """What its row of a table is called; the data has a column of its own."""
+        return ", ".join([self.row, *(["equal time"] if self.equal_time else []), *self.changes])
 
     @property
     def name(self) -> str:
-        """What it is called where a person reads of it, and in its folder's name."""
+        """What its folder is called, but for what tells its configuration from others."""
         parts = [self.row, f"{self.captions}captions", f"seed{self.seed}"]
         parts += [f"noise{self.noise:g}"] if self.noise else []
         parts += ["equal-time"] if self.equal_time else []
@@ -70,9 +75,10 @@ def config_for(run: Run, records: Iterable[Mapping[str, Any]]) -> Config | None:
         records: of finished runs, whose time a step is measured.
 
     Raises:
-        SayseeError: an override that is not allowed.
+        SayseeError: a change that is not allowed.
     """
-    config = config_of(load_config(str(RECIPES[run.captions]), run.overrides), run.row, run.seed)
+    changes = [f"--{change}" for change in run.changes]
+    config = config_of(load_config(str(RECIPES[run.captions]), changes), run.row, run.seed)
     if not run.equal_time:
         return config
     seconds = {}
@@ -92,7 +98,7 @@ def key_of(run: Run, config: Config) -> dict[str, Any]:
     if run.equal_time:  # what an equal time comes to differs from machine to machine
         del recipe["training"]["steps"]
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
-    return {**asdict(run), "overrides": list(run.overrides), "recipe": digest}
+    return {**asdict(run), "changes": list(run.changes), "recipe": digest}
 
 
 def record_of(run: Run, config: Config | None, records: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:

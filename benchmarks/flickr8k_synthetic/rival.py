@@ -89,7 +89,8 @@ class Sentences:
 
     def frames(self, path: Path) -> int:
         """Return 1."""
-        return self._vectors[path].shape[1]
+        del path
+        return 1
 
     def content(self, path: Path) -> bytes:
         """Return what stands for the text."""

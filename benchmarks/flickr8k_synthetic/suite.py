@@ -5,15 +5,15 @@
     python benchmarks/flickr8k_synthetic FLICKR8K                          # everything, one stage after the other
     python benchmarks/flickr8k_synthetic FLICKR8K --only speak --captions 2
     python benchmarks/flickr8k_synthetic FLICKR8K --only runs --rows contrast,all --seeds 0
-    python benchmarks/flickr8k_synthetic FLICKR8K --only runs --split dev --rows all --training.learning_rate 0.0005
+    python benchmarks/flickr8k_synthetic FLICKR8K --only runs --split dev --change training.steps=3000
 
 FLICKR8K holds `Flickr8k.token.txt`, the three split lists, and the photographs in `images`. Stages:
 
 - speak: captions to recordings in `runs/flickr8k_synthetic`; no voice speaks in two splits (`corpus.VOICES`).
 - features: what the frozen encoders make of recordings and photographs, into the cache of features.
 - runs: trains and measures what `plan.plan` lists: rows, seeds, captions of an image, noise. Each finished run is a
-  record in `results/flickr8k_synthetic.json` that is skipped next time. With `--split dev` the recipe may be changed by
-  options such as `--training.steps 3000`; what was tried so is kept in `results/flickr8k_synthetic_dev.json`.
+  record in `results/flickr8k_synthetic.json` that is skipped next time. With `--split dev`, dev is measured
+  and the recipe may be changed; what was tried so is kept in `results/flickr8k_synthetic_dev.json`.
 - rival: speech recognition, then the same head on sentence embeddings (`rival`).
 - table: the tables of docs/results.md on the terminal, and the recall curves into `docs`, from the records alone.
 - sheets: contact sheets of hits and misses, below `runs`: Flickr8k's photographs may not be published.
@@ -54,9 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--split", choices=("test", "dev"), default="test", help="what is measured (default: test)")
     parser.add_argument("--picture-words", type=Path, help="folder of picture-words, for the zero-shot question")
     parser.add_argument("--workers", type=int, default=2, help="processes that speak and encode (default: 2)")
-    options, overrides = parser.parse_known_args(arguments)
-    if overrides and (options.only, options.split) != ("runs", "dev"):
-        parser.error(f"{overrides[0]} would change the recipe, which is tried on dev alone: --only runs --split dev")
+    parser.add_argument(
+        "--change", action="append", metavar="SECTION.NAME=VALUE", help="of the recipe; may be repeated"
+    )
+    options = parser.parse_args(arguments)
+    if options.change and (options.only, options.split) != ("runs", "dev"):
+        parser.error("another recipe is tried on dev alone: --only runs --split dev")
     if options.flickr8k is None and options.only in (None, "speak"):
         parser.error("give the folder of Flickr8k")
     captions = [options.captions] if options.captions else sorted(RECIPES)
@@ -69,9 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         elif stage == "runs":
             runs = [run for run in plan() if run.row in options.rows and run.captions in captions]
             runs = [run for run in runs if options.seeds is None or run.seed in options.seeds]
-            if overrides:
+            if options.change:
                 plain = [run for run in runs if run.noise == 0 and not run.equal_time]
-                runs = [replace(run, overrides=tuple(overrides)) for run in plain]
+                runs = [replace(run, changes=tuple(options.change)) for run in plain]
             while any(attempt(run, options.split) for run in runs):
                 pass  # from the first again: what waited for the time of another run may be next
             if options.picture_words is not None and options.split == "test":
@@ -99,7 +102,7 @@ def attempt(run: Run, split: Split) -> bool:
             return False
         if record_of(run, config, finished(split)) is not None:
             return False
-        print(f"{run.name}, {config.training.steps:,} steps {' '.join(run.overrides)}", flush=True)
+        print(f"{run.name}, {config.training.steps:,} steps {' '.join(run.changes)}", flush=True)
         put_on_record(split, carry_out(run, config, corpus(run.captions, run.noise), split))
     return True
 

@@ -1,6 +1,7 @@
 """What stands in docs/results.md, made from the records: tables as Markdown, recall curves as SVG."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -30,14 +31,14 @@ def table(records: Sequence[Record], explored: Sequence[Record]) -> str:
         explored: read on dev.
     """
     rows = groups(records)
-    recall = [
+    main = [
         [name, data, stage, str(len(runs)), *(_over_seeds(runs, f"{stage}/{metric}") for metric in NAMES)]
         for name, data, runs in rows
         for stage in STAGES
         if f"{stage}/{NAMES[0]}" in runs[0]["recall"]
     ]
     directions = [f"{DIRECTION_NAMES[direction]}, {recall}" for direction in DIRECTIONS for recall in RECALLS]
-    parts = [markdown_table(["row", "training captions", "stage", "seeds", *directions], recall)]
+    parts = [markdown_table(["row", "training captions", "stage", "seeds", *directions], main)]
     parts += ["Gain over contrast only, in points, seed by seed", _gains(records)]
     parts += ["Cost", _costs(rows)]
     many = [run["many_candidates"] for _, _, runs in rows for run in runs if "many_candidates" in run]
@@ -67,11 +68,8 @@ def groups(records: Sequence[Record]) -> list[Group]:
     """Return the plan's rows that are on record, each with its seeds; behind them those of the rival."""
     found: dict[Run, list[Record]] = {}
     for run, record in planned_records(records):
-        found.setdefault(Run(run.row, run.captions, noise=run.noise, equal_time=run.equal_time), []).append(record)
-    named = [
-        (run.row + (", equal time" if run.equal_time else ""), _data(run.captions, run.noise), runs)
-        for run, runs in found.items()
-    ]
+        found.setdefault(replace(run, seed=0), []).append(record)
+    named = [(run.title, _data(run.captions, run.noise), runs) for run, runs in found.items()]
     rival = [record for record in records if record["key"]["row"] in (HEARD, WRITTEN)]
     return named + [(record["key"]["row"], _data(record["key"]["captions"], 0.0), [record]) for record in rival]
 
@@ -135,26 +133,22 @@ def _y(recall: float) -> float:
 def _gains(records: Sequence[Record]) -> str:
     """Return each row minus the baseline of the same data and seed; a fine stage minus the baseline's coarse one."""
     planned = planned_records(records)
-    baseline = {
-        (run.captions, run.noise, run.seed): record["recall"]
-        for run, record in planned
-        if run.row == BASELINE and not run.equal_time
-    }
-    longer = {run.seed: record["recall"] for run, record in planned if run.row == BASELINE and run.equal_time}
+    recalls = {run: record["recall"] for run, record in planned}
     rows = []
     for run, record in planned:
-        if run.row == BASELINE and not run.equal_time:
+        baseline = Run(BASELINE, run.captions, run.seed, run.noise)
+        longer = replace(baseline, equal_time=True)
+        if run in (baseline, longer):
             continue
-        against = [("equal steps", baseline.get((run.captions, run.noise, run.seed)))]
-        if (run.row, run.captions, run.noise) == (FULL, 2, 0.0):
-            against.append(("equal time", longer.get(run.seed)))
+        against = {"equal steps": baseline} | ({"equal time": longer} if run.row == FULL else {})
         for stage in STAGES:
-            for what, other in against:
-                if other is None or f"{stage}/{NAMES[0]}" not in record["recall"]:
+            for what, other in against.items():
+                if other not in recalls or f"{stage}/{NAMES[0]}" not in record["recall"]:
                     continue
-                points = [record["recall"][f"{stage}/{name}"][0] - other[f"coarse/{name}"][0] for name in NAMES]
-                name = run.row + (", equal time" if run.equal_time else "")
-                cells = [name, _data(run.captions, run.noise), stage, str(run.seed), what]
+                points = [
+                    record["recall"][f"{stage}/{name}"][0] - recalls[other][f"coarse/{name}"][0] for name in NAMES
+                ]
+                cells = [run.title, _data(run.captions, run.noise), stage, str(run.seed), what]
                 rows.append([*cells, *(f"{100 * value:+.1f}" for value in points)])
     return markdown_table(["row", "captions", "stage", "seed", "against", *NAMES], rows)
 
@@ -184,7 +178,7 @@ def _trials(explored: Sequence[Record]) -> str:
         best = {stage: record["recall"].get(f"{stage}/mean/R@1") for stage in STAGES}
         shown = ["-" if value is None else _with_interval(value) for value in best.values()]
         data = _data(key["captions"], key["noise"])
-        cells.append([key["row"], data, str(key["seed"]), " ".join(key["overrides"]) or "the recipe", *shown])
+        cells.append([key["row"], data, str(key["seed"]), " ".join(key["changes"]) or "the recipe", *shown])
     return markdown_table(["row", "captions", "seed", "tried", "coarse, mean R@1", "fine, mean R@1"], cells)
 
 
