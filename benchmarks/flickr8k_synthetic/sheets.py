@@ -1,11 +1,15 @@
 """Contact sheets of what the full method finds and misses: to look at, for the photographs may not be published."""
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import torch
 
 from flickr8k_synthetic.corpus import RUNS, SEED, corpus
 from flickr8k_synthetic.measure import finished, model_folder
 from flickr8k_synthetic.plan import FULL, config_for, planned_records
 from saysee.data.manifest import SpokenCaption
+from saysee.models.image_encoder import ImageEncoding
 from saysee.models.retrieval_model import SpeechImageModel
 from saysee.search.reranker import best_candidates, fuse, match_logits
 from saysee.search.searcher import Answer
@@ -16,7 +20,6 @@ QUESTIONS, SHOWN, EACH = 200, 8, 12
 """Captions that are asked, answers that are shown, and questions on a sheet."""
 
 
-@torch.inference_mode()
 def write_sheets() -> None:
     """Ask some test captions of each full model on record; write its first hits and its first misses."""
     records = finished("test")
@@ -32,23 +35,31 @@ def write_sheets() -> None:
         chosen = torch.randperm(len(captions), generator=torch.Generator().manual_seed(SEED))[:QUESTIONS].tolist()
         sheets: dict[str, list[SheetQuestion]] = {"hits": [], "misses": []}
         for caption in (captions[row] for row in chosen):
-            speech = model.encode_speech(caption.audio)
-            similarity = model.similarity(speech, images)
-            best = best_candidates(similarity, model.config.search.rerank)[0]
-            logits = match_logits(model, speech, images.hidden, torch.zeros_like(best), best)
-            coarse = similarity[0, best]
-            order = fuse(logits, coarse, model.temperature, model.config.search).argsort(descending=True)[:SHOWN]
-            names = [list(pictures)[number] for number in best[order].tolist()]
-            answers = [
-                Answer(rank, name, pictures[name], coarse[place].item(), logits[place].item(), 0)
-                for rank, (name, place) in enumerate(zip(names, order.tolist(), strict=True), start=1)
-            ]
-            sheet = sheets["hits" if names[0] == caption.image_id else "misses"]
+            answers = _answers(model, caption, images, pictures)
+            sheet = sheets["hits" if answers[0].id == caption.image_id else "misses"]
             if len(sheet) < EACH:
                 sheet.append(_question(caption, answers))
         for kind, questions in sheets.items():
             path = RUNS / "sheets" / f"{run.name}-{kind}.html"
             write_sheet(path, questions, f"{run.name}: {kind}", "Flickr8k: for research, not to be published.")
+
+
+@torch.inference_mode()
+def _answers(
+    model: SpeechImageModel, caption: SpokenCaption, images: ImageEncoding, pictures: Mapping[str, Path]
+) -> list[Answer]:
+    """Return the first answers of the fine stage."""
+    speech = model.encode_speech(caption.audio)
+    similarity = model.similarity(speech, images)
+    best = best_candidates(similarity, model.config.search.rerank)[0]
+    logits = match_logits(model, speech, images.hidden, torch.zeros_like(best), best)
+    order = fuse(logits, similarity[0, best], model.temperature, model.config.search).argsort(descending=True)[:SHOWN]
+    names = list(pictures)
+    return [
+        Answer(rank, name, pictures[name], similarity[0, best[place]].item(), logits[place].item(), 0)
+        for rank, place in enumerate(order.tolist(), start=1)
+        for name in [names[int(best[place])]]
+    ]
 
 
 def _question(caption: SpokenCaption, answers: list[Answer]) -> SheetQuestion:
