@@ -36,18 +36,16 @@ def machine() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """Return the commit of the code, marked when it has changes that are not committed."""
+    """Return the commit of the code, marked when it has changes that are not committed.
+
+    Records are no code: a benchmark of many runs writes them between two of its runs.
+    """
+    code = [":(top)", ":(top,exclude)benchmarks/results"]
     try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        named = _git("rev-parse", "--short=12", "HEAD").strip()
+        return named + "-dirty" if _git("status", "--porcelain", "--untracked-files=no", "--", *code) else named
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return described.stdout.strip()
 
 
 def keep(name: str, *, data: str, seed: int | list[int], figures: dict[str, Any]) -> None:
@@ -66,3 +64,8 @@ def keep(name: str, *, data: str, seed: int | list[int], figures: dict[str, Any]
     }
     write_text(RESULTS / f"{name}.json", json.dumps(record, indent=2) + "\n")
     print(json.dumps(record))
+
+
+def _git(*arguments: str) -> str:
+    folder = Path(__file__).parent
+    return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout

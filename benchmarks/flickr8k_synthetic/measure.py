@@ -1,0 +1,157 @@
+"""One run: trained, measured, and put on record."""
+
+import hashlib
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch.nn import functional as F
+
+from flickr8k_synthetic.corpus import RUNS, VOICES
+from flickr8k_synthetic.plan import FULL, Run, key_of
+from record import RESULTS, commit, keep
+from saysee.config import Config, SearchConfig
+from saysee.data.manifest import Manifest, Split, SpokenCaption
+from saysee.evaluation.metrics import recall_at
+from saysee.evaluation.results import Results, write_results
+from saysee.files import sole_process
+from saysee.models.retrieval_model import SpeechImageModel
+from saysee.search.reranker import match_prepared
+from saysee.workflows import evaluate_on_manifest, train_on_manifest
+
+Question = TypeVar("Question")
+
+CURVE = (1, 2, 5, 10, 20, 50, 100)
+"""K of the recall curves."""
+MANY_CANDIDATES = 128  # [ALBEF on Flickr30k]
+MEASURED_AT_MANY = Run(FULL, captions=5)
+QUESTIONS = 20
+"""Recordings whose questions are timed."""
+
+
+def record_name(split: Split) -> str:
+    """Return the name of the record: what is explored on dev stands in another than what is read on test."""
+    return "flickr8k_synthetic" if split == "test" else f"flickr8k_synthetic_{split}"
+
+
+def finished(split: Split) -> list[dict[str, Any]]:
+    """Return the runs on record."""
+    path = RESULTS / f"{record_name(split)}.json"
+    runs: list[dict[str, Any]] = json.loads(path.read_text())["figures"]["runs"] if path.exists() else []
+    return runs
+
+
+def put_on_record(split: Split, record: Mapping[str, Any]) -> None:
+    """Keep a run's record, in the place of an earlier one of the same key; another program may have added others."""
+    with sole_process(RUNS / "record.lock", "writing the record", wait=True):
+        others = [other for other in finished(split) if other["key"] != record["key"]]
+        keep(
+            record_name(split),
+            data=f"Flickr8k photographs, synthetic speech, {split}: {', '.join(VOICES[split])}",
+            seed=sorted({run["key"]["seed"] for run in [*others, record]}),
+            figures={"runs": [*others, dict(record)]},
+        )
+
+
+def model_folder(run: Run, config: Config) -> Path:
+    """Return where a run's model lies: a recipe that has changed trains into another folder."""
+    digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest()[:8]
+    return RUNS / "models" / f"{run.name}-{digest}".replace(" ", "-")
+
+
+def carry_out(run: Run, config: Config, manifest: Manifest, split: Split) -> dict[str, Any]:
+    """Train a run, or end its training, and measure it; return its record."""
+    out = model_folder(run, config)
+    progress = train_on_manifest(config, manifest, out, device="cpu")
+    model = SpeechImageModel.from_pretrained(out)
+    results = evaluate_on_manifest(model, manifest, split, about={"run": run.name})
+    write_results(out / f"results-{split}.json", results)
+    record: dict[str, Any] = {
+        "key": key_of(run, config),
+        "commit": commit(),
+        "steps": config.training.steps,
+        "best_step": progress.best_step,
+        "dev": round(progress.best_metric, 4),
+        **training_time(out, config.training.batch_size),
+        **measured(results),
+        "milliseconds_of_a_question": question_time(model, manifest.of(split)),
+    }
+    if split == "test":
+        record["explored_on_dev"] = [
+            trial["key"]["changes"] for trial in finished("dev") if trial["key"]["row"] == run.row
+        ]
+    if run == MEASURED_AT_MANY:
+        search = SearchConfig(MANY_CANDIDATES, config.search.fusion)
+        record["many_candidates"] = measured(evaluate_on_manifest(model, manifest, split, search=search))
+    return record
+
+
+def measured(results: Results) -> dict[str, Any]:
+    """Return what a record says of an evaluation: each recall with its interval, and the curve of each ranking."""
+    return {
+        **{name: results.about[name] for name in ("images", "captions", "rerank", "fusion") if name in results.about},
+        "recall": {
+            name: [round(number, 4) for number in (metric.value, metric.low, metric.high)]
+            for name, metric in results.intervals().items()
+            if "R@" in name
+        },
+        "coarse_recall_at_k": {name: round(value, 4) for name, value in results.coarse_recall_at_k.items()},
+        "curve": {
+            ranking.name: [round(float(recall_at(ranking.counts, k).mean()), 4) for k in CURVE]
+            for ranking in results.stages
+        },
+    }
+
+
+def training_time(out: Path, batch_size: int) -> dict[str, float]:
+    """Return seconds a step, their median, and seconds of all steps, evaluations left out; from the run's own log.
+
+    A run that was killed and went on has the steps of both parts in its log.
+    """
+    lines = (json.loads(line) for line in (out / "training" / "log.jsonl").read_text().splitlines())
+    seconds = [batch_size / line["pairs_per_second"] for line in lines if line["kind"] == "train"]
+    return {"seconds_a_step": round(statistics.median(seconds), 4), "seconds_of_training": round(sum(seconds), 1)}
+
+
+def question_time(model: SpeechImageModel, captions: Sequence[SpokenCaption]) -> dict[str, float]:
+    """Time the parts of a spoken question, one at a time; the median over `QUESTIONS` of them.
+
+    Returns:
+        Milliseconds to `hear` a recording (decoding, both encoders), to `rank` the gallery by similarity, and to
+        `match` it with the best k, whose keys and values are kept, as search keeps them.
+    """
+    asked = captions[:QUESTIONS]
+    paths = list(dict.fromkeys(caption.image for caption in captions))
+    gallery = F.normalize(torch.randn(len(paths), model.config.model.embedding_dim), dim=1)
+    heard = [model.encode_speech(caption.audio) for caption in asked]
+    times = {
+        "hear": _milliseconds(lambda caption: model.encode_speech(caption.audio), asked),
+        "rank": _milliseconds(lambda speech: speech.embedding @ gallery.T, heard),
+    }
+    if model.multimodal_encoder is not None:
+        with torch.inference_mode():
+            pictures = model.multimodal_encoder.prepare_images(
+                model.encode_image(paths[: model.config.search.rerank]).hidden
+            )
+        times["match"] = _milliseconds(lambda speech: match_prepared(model, speech, pictures), heard)
+    return times
+
+
+def measure_zero_shot(run: Run, config: Config, words: Manifest) -> dict[str, Any]:
+    """Ask a trained run's model about picture-words; return what its record says of that."""
+    out = model_folder(run, config)
+    model = SpeechImageModel.from_pretrained(out)
+    return measured(evaluate_on_manifest(model, words, "test", unseen_by=out))
+
+
+def _milliseconds(ask: Callable[[Question], object], questions: Sequence[Question]) -> float:
+    seconds = []
+    for question in questions:
+        started = time.perf_counter()
+        ask(question)
+        seconds.append(time.perf_counter() - started)
+    return round(1000 * statistics.median(seconds), 2)

@@ -1,0 +1,134 @@
+"""What is trained: the list of runs, and the configuration of each.
+
+The rows are those of `saysee ablate`: one recipe with its parts switched, and in all of them the same features,
+optimiser, temperature rule, same-image rule and steps. The recipes lie beside this file.
+
+The sizes are chosen so that everything fits nine hours of two cores. Estimated from parts measured on one core of a
+machine that had other work too, in hours of one core:
+
+| part | each | hours |
+|---|---|---|
+| speaking 40,000 captions | 0.04 to 0.10 s | 0.7 |
+| features of 40,000 recordings of 3.2 s and 8,000 photographs | 0.17 s, 0.03 s | 2.0 |
+| contrast, queue, distillation: 7 runs | 0.5 to 0.65 s a step of 64 pairs | 1.9 |
+| with matching: 7 runs, and contrast in equal time | 2.3 s a step | 9.1 |
+| dev, coarse, 9 times a run; test, fine, k = 32 once a run and 128 once | 20 s; 8 and 32 min | 2.4 |
+| rival: 5,000 transcripts and two heads | | 1.1 |
+| together, 8.6 hours of two cores | | 17.2 |
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from saysee.config import Config, load_config
+from saysee.evaluation.ablation import BASELINE, ROWS, config_of
+
+FULL = "all"
+RECIPES = {2: Path(__file__).with_name("two_captions.yaml"), 5: Path(__file__).with_name("five_captions.yaml")}
+"""By how many captions a training image has."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training.
+
+    Attributes:
+        row: of the ablation.
+        captions: of each training image.
+        seed: of the training.
+        noise: share of the training images that are permuted among themselves.
+        equal_time: whether it has as many more steps as take the time of the full method.
+        changes: of the recipe, as `training.steps=3000`: tried on dev, or a row of its own.
+    """
+
+    row: str
+    captions: int = 2
+    seed: int = 0
+    noise: float = 0.0
+    equal_time: bool = False
+    changes: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """What its row of a table is called; the data has a column of its own."""
+        return ", ".join([self.row, *(["equal time"] if self.equal_time else []), *self.changes])
+
+    @property
+    def name(self) -> str:
+        """What its folder is called, but for what tells its configuration from others."""
+        parts = [self.row, f"{self.captions}captions", f"seed{self.seed}"]
+        parts += [f"noise{self.noise:g}"] if self.noise else []
+        parts += ["equal-time"] if self.equal_time else []
+        return "-".join(parts)
+
+
+def plan() -> list[Run]:
+    """Return all runs, those first that say most."""
+    first_and_last = [
+        Run(row, captions, noise=noise)
+        for captions, noise in ((2, 0.0), (5, 0.0), (2, 0.4))
+        for row in (BASELINE, FULL)
+    ]
+    runs = [*first_and_last[:2], Run(BASELINE, equal_time=True), *first_and_last[2:]]
+    runs += [Run(row) for row in ROWS if row not in (BASELINE, FULL)]
+    for seed in (1, 2):
+        runs += [replace(run, seed=seed) for run in first_and_last if run.captions == 2 and run.noise == 0]
+    return runs
+
+
+def config_for(run: Run, records: Iterable[Mapping[str, Any]]) -> Config | None:
+    """Return the configuration of a run, or None where its steps follow from runs that are not on record yet.
+
+    Args:
+        run: of the plan, or explored.
+        records: of finished runs, whose time a step is measured.
+
+    Raises:
+        SayseeError: a change that is not allowed.
+    """
+    config = config_of(_recipe(RECIPES[run.captions], run.changes), run.row, run.seed)
+    if not run.equal_time:
+        return config
+    seconds = {}
+    for row in (BASELINE, FULL):
+        measured = replace(run, row=row, equal_time=False)
+        record = record_of(measured, config_for(measured, ()), records)
+        if record is None:
+            return None
+        seconds[row] = record["seconds_a_step"]
+    steps = round(config.training.steps * seconds[FULL] / seconds[BASELINE])
+    return replace(config, training=replace(config.training, steps=steps))
+
+
+def key_of(run: Run, config: Config) -> dict[str, Any]:
+    """Return what tells a run's record from all others, in plain JSON values."""
+    recipe = config.to_dict()
+    if run.equal_time:  # what an equal time comes to differs from machine to machine
+        del recipe["training"]["steps"]
+    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
+    return {**asdict(run), "changes": list(run.changes), "recipe": digest}
+
+
+def record_of(run: Run, config: Config | None, records: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """Return the record of a run that was made by this very configuration, if there is one."""
+    if config is None:
+        return None
+    key = key_of(run, config)
+    return next((record for record in records if record["key"] == key), None)
+
+
+def planned_records(records: Sequence[Mapping[str, Any]]) -> list[tuple[Run, Mapping[str, Any]]]:
+    """Return the runs of the plan that are on record, in its order."""
+    found = ((run, record_of(run, config_for(run, records), records)) for run in plan())
+    return [(run, record) for run, record in found if record is not None]
+
+
+@cache
+def _recipe(path: Path, changes: tuple[str, ...]) -> Config:
+    """Read a recipe; once, for reading one takes longer than all else that is done to look up a record."""
+    return load_config(str(path), [f"--{change}" for change in changes])

@@ -1,0 +1,117 @@
+"""The method's claims tested on data that anyone can obtain: Flickr8k's photographs, captions by synthetic voices.
+
+    pip install 'saysee[speak]'
+    pip install --require-hashes --no-deps -r benchmarks/flickr8k_synthetic/requirements.txt
+    python benchmarks/flickr8k_synthetic FLICKR8K                          # everything, one stage after the other
+    python benchmarks/flickr8k_synthetic FLICKR8K --only speak --captions 2
+    python benchmarks/flickr8k_synthetic FLICKR8K --only runs --rows contrast,all --seeds 0
+    python benchmarks/flickr8k_synthetic FLICKR8K --only runs --split dev --change training.steps=3000
+
+FLICKR8K holds `Flickr8k.token.txt`, the three split lists, and the photographs in `images`. Stages:
+
+- speak: captions to recordings in `runs/flickr8k_synthetic`; no voice speaks in two splits (`corpus.VOICES`).
+- features: what the frozen encoders make of recordings and photographs, into the cache of features.
+- runs: trains and measures what `plan.plan` lists: rows, seeds, captions of an image, noise. Each finished run is a
+  record in `results/flickr8k_synthetic.json` that is skipped next time. With `--split dev`, dev is measured
+  and the recipe may be changed; what was tried so is kept in `results/flickr8k_synthetic_dev.json`.
+- rival: speech recognition, then the same head on sentence embeddings (`rival`).
+- table: the tables of docs/results.md on the terminal, and the recall curves into `docs`, from the records alone.
+- sheets: contact sheets of hits and misses, below `runs`: Flickr8k's photographs may not be published.
+
+Every stage goes on where it was stopped. Two programs started side by side share the runs; with OMP_NUM_THREADS=1 each
+they get more out of two cores than one program with two threads.
+"""
+
+import argparse
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from flickr8k_synthetic.corpus import corpus, speak_captions, spoken_words
+from flickr8k_synthetic.measure import carry_out, finished, measure_zero_shot, model_folder, put_on_record
+from flickr8k_synthetic.plan import FULL, RECIPES, Run, config_for, plan, planned_records, record_of
+from flickr8k_synthetic.rival import measure_rival
+from flickr8k_synthetic.sheets import write_sheets
+from flickr8k_synthetic.table import CURVES, curves, table
+from saysee.config import load_config
+from saysee.data.manifest import Split
+from saysee.errors import SayseeError
+from saysee.evaluation.ablation import BASELINE, ROWS, require_rows
+from saysee.files import sole_process, write_text
+from saysee.workflows import extract_on_manifest
+
+STAGES = ("speak", "features", "runs", "rival", "table", "sheets")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("flickr8k", type=Path, nargs="?", help="the folder; the stages table and sheets need none")
+    parser.add_argument("--only", choices=STAGES, help="one stage")
+    parser.add_argument("--captions", type=int, choices=RECIPES, help="of each training image (default: both)")
+    parser.add_argument("--rows", type=lambda text: require_rows(text.split(",")), default=list(ROWS))
+    parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")])
+    parser.add_argument("--split", choices=("test", "dev"), default="test", help="what is measured (default: test)")
+    parser.add_argument("--picture-words", type=Path, help="folder of picture-words, for the zero-shot question")
+    parser.add_argument("--workers", type=int, default=2, help="processes that speak and encode (default: 2)")
+    parser.add_argument(
+        "--change", action="append", metavar="SECTION.NAME=VALUE", help="of the recipe; may be repeated"
+    )
+    options = parser.parse_args(arguments)
+    if options.change and (options.only, options.split) != ("runs", "dev"):
+        parser.error("another recipe is tried on dev alone: --only runs --split dev")
+    if options.flickr8k is None and options.only in (None, "speak"):
+        parser.error("give the folder of Flickr8k")
+    captions = [options.captions] if options.captions else sorted(RECIPES)
+    for stage in [options.only] if options.only else STAGES:
+        if stage == "speak":
+            print("\n".join(speak_captions(options.flickr8k, max(captions), options.workers)))
+        elif stage == "features":
+            manifest = corpus(max(captions))
+            extract_on_manifest(load_config(str(RECIPES[max(captions)])), manifest, workers=options.workers)
+        elif stage == "runs":
+            runs = [run for run in plan() if run.row in options.rows and run.captions in captions]
+            runs = [run for run in runs if options.seeds is None or run.seed in options.seeds]
+            if options.change:
+                plain = [run for run in runs if run.noise == 0 and not run.equal_time]
+                runs = [replace(run, changes=tuple(options.change)) for run in plain]
+            while any(attempt(run, options.split) for run in runs):
+                pass  # from the first again: what waited for the time of another run may be next
+            if options.picture_words is not None and options.split == "test":
+                ask_about_words(options.picture_words)
+        elif stage == "rival":
+            for count in captions:
+                measure_rival(count, options.split)
+        elif stage == "table":
+            write_text(CURVES, curves(finished("test")))
+            print(table(finished("test"), finished("dev")))
+        else:
+            write_sheets()
+
+
+def attempt(run: Run, split: Split) -> bool:
+    """Carry out a run that is not on record and that no other program is at; return whether this one did."""
+    config = config_for(run, finished(split))
+    if config is None:
+        return False
+    folder = model_folder(run, config)
+    with ExitStack() as held:
+        try:
+            held.enter_context(sole_process(folder.with_name(f"{folder.name}.lock"), "at this run"))
+        except SayseeError:
+            return False
+        if record_of(run, config, finished(split)) is not None:
+            return False
+        print(f"{run.name}, {config.training.steps:,} steps {' '.join(run.changes)}", flush=True)
+        put_on_record(split, carry_out(run, config, corpus(run.captions, run.noise), split))
+    return True
+
+
+def ask_about_words(folder: Path) -> None:
+    """Ask the first and the last row's models about picture-words, those that have not been asked yet."""
+    words = spoken_words(folder)
+    for run, record in planned_records(finished("test")):
+        config = config_for(run, finished("test"))
+        if config is None or run.row not in (BASELINE, FULL) or run.noise > 0 or "zero_shot" in record:
+            continue
+        put_on_record("test", {**record, "zero_shot": measure_zero_shot(run, config, words)})

@@ -1,0 +1,252 @@
+"""The suite on Flickr8k's photographs and synthetic speech: all its stages, on ten pictures in Flickr8k's layout.
+
+Its real inputs cannot lie here and a run takes hours, so what is tested is that each stage takes up what the one before
+has left, that nothing is done twice, and that the list of runs and the recipes are what the record says they are.
+"""
+
+import importlib
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from numpy.typing import NDArray
+from torch import Tensor
+
+from command_line import RECIPE, SPOKEN, stub_encoders
+from corpora import write_flickr8k
+from media import write_image
+from saysee.config import load_config
+from saysee.data import speech_synthesis
+from saysee.data.speech_synthesis.base import Voice
+from saysee.features.audio import SAMPLE_RATE, load_waveform
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "benchmarks" / "flickr8k_synthetic"
+
+
+class Suite:
+    """The suite's modules, imported as it imports them."""
+
+    def __init__(self) -> None:
+        for name in ("corpus", "measure", "plan", "rival", "sheets", "suite", "table"):
+            setattr(self, name, importlib.import_module(f"flickr8k_synthetic.{name}"))
+
+    corpus: ModuleType
+    measure: ModuleType
+    plan: ModuleType
+    rival: ModuleType
+    sheets: ModuleType
+    suite: ModuleType
+    table: ModuleType
+
+
+class OneWord:
+    """Says the same word three times whatever it is given, as fast as it is asked to."""
+
+    version = "one word 1"
+
+    def voice(self, name: str) -> Voice:
+        return Voice("en-us", f"licence of {name}")
+
+    def speak(self, text: str, voice: str, speed: float, pitch: float) -> tuple[NDArray[np.float32], int]:
+        return np.tile(load_waveform(SPOKEN), 3), round(SAMPLE_RATE * speed)
+
+
+class Mean(torch.nn.Module):
+    """A sentence encoder of one matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.letters = torch.nn.Embedding(256, 6)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor]:
+        del mask
+        return (self.letters(tokens),)
+
+
+@pytest.fixture
+def suite(monkeypatch: pytest.MonkeyPatch) -> Suite:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return Suite()
+
+
+@pytest.fixture
+def miniature(suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Ten pictures and fifty captions, an engine of one word, recipes of a few steps; everything below `tmp_path`."""
+    flickr8k = write_flickr8k(tmp_path / "published", images=10)
+    small = tmp_path / "flickr8k"
+    (flickr8k / "Flickr8k_text").rename(small)
+    (flickr8k / "Flicker8k_Dataset").rename(small / "images")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE.replace("steps: 12", "steps: 4"))
+    speech_synthesis.load_engine.cache_clear()
+    monkeypatch.setitem(speech_synthesis._ENGINES, "one", OneWord)
+    for module, name, value in (
+        (suite.corpus, "VOICES", {"train": ("one:a", "one:b"), "dev": ("one:c",), "test": ("one:d",)}),
+        (suite.corpus, "ENGINES", {"one": OneWord.version}),
+        (suite.plan, "RECIPES", {2: recipe, 5: recipe}),
+        (suite.suite, "RECIPES", {2: recipe, 5: recipe}),
+        (suite.measure, "RESULTS", tmp_path / "results"),
+        (importlib.import_module("record"), "RESULTS", tmp_path / "results"),
+        (suite.rival, "load_reader", lambda: suite.rival.Reader(Mean(), 6)),
+        (suite.rival, "_tokens", lambda text: torch.tensor(list(text.encode()))),
+        (suite.rival, "recognise", lambda waveform: "A picture, described once."),
+    ):
+        monkeypatch.setattr(module, name, value)
+    monkeypatch.setenv("SAYSEE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "argv", ["benchmarks/flickr8k_synthetic"])
+    monkeypatch.chdir(tmp_path)
+    with stub_encoders():
+        yield small
+    speech_synthesis.load_engine.cache_clear()
+
+
+def runs_on_record(folder: Path, name: str = "flickr8k_synthetic") -> list[dict[str, Any]]:
+    runs: list[dict[str, Any]] = json.loads((folder / "results" / f"{name}.json").read_text())["figures"]["runs"]
+    return runs
+
+
+def test_one_command_makes_everything_and_the_next_does_nothing_twice(
+    suite: Suite, miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = tmp_path / "words"
+    (words / "images").mkdir(parents=True)
+    write_image(words / "images" / "back.png")
+    rows = ["image,audio,word,language,speaker,split"]
+    for language in ("en", "es", "fr"):
+        (words / f"{language}.ogg").write_bytes(SPOKEN.read_bytes())
+        rows.append(f"images/back.png,{language}.ogg,back,{language},anna,test")
+    (words / "recordings.csv").write_text("\n".join(rows))
+    run_of = suite.plan.Run
+    runs = [run_of("contrast"), run_of("all"), run_of("contrast", equal_time=True), run_of("all", 5, noise=0.4)]
+    monkeypatch.setattr(suite.suite, "plan", lambda: runs)
+    monkeypatch.setattr(suite.plan, "plan", lambda: runs)
+    monkeypatch.setattr(suite.measure, "MEASURED_AT_MANY", runs[1])
+    tried = ["--only", "runs", "--split", "dev", "--rows", "all", "--captions", "2"]
+    tried += ["--change", "training.learning_rate=0.001"]
+    suite.suite.main([str(miniature), "--only", "speak", "--workers", "1"])
+    suite.suite.main(tried)
+    command = [str(miniature), "--workers", "1", "--picture-words", str(words)]
+    suite.suite.main(command)
+
+    manifest = suite.corpus.corpus(5)
+    assert Counter(caption.split for caption in manifest.captions) == {"train": 35, "dev": 5, "test": 10}
+    assert len(suite.corpus.corpus(2).of("train")) == 14
+    records = runs_on_record(tmp_path)
+    assert len(records) == 8
+    by_row = {(r["key"]["row"], r["key"]["captions"], r["key"]["equal_time"]): r for r in records}
+    rival = [(row, captions, False) for captions in (2, 5) for row in ("recognised text", "written text")]
+    assert set(by_row) == {
+        *(("contrast", 2, False), ("all", 2, False), ("contrast", 2, True), ("all", 5, False), *rival)
+    }
+    full = by_row["all", 2, False]
+    assert full["explored_on_dev"] == [["training.learning_rate=0.001"]]
+    assert (full["images"], full["captions"], full["steps"]) == (2, 10, 4)
+    value, low, high = full["recall"]["fine/speech_to_image/R@1"]
+    assert 0 <= low <= value <= high <= 1
+    assert set(full["milliseconds_of_a_question"]) == {"hear", "rank", "match"}
+    assert full["many_candidates"]["rerank"] == 128
+    assert full["zero_shot"]["captions"] == 1
+    assert "zero_shot" not in by_row["all", 5, False]  # which saw wrong pairs
+    longer = by_row["contrast", 2, True]
+    expected = 4 * full["seconds_a_step"] / by_row["contrast", 2, False]["seconds_a_step"]
+    assert longer["steps"] == round(expected)
+    assert by_row["recognised text", 2, False]["word_error_rate"] == pytest.approx(2 / 6, abs=1e-4)
+    (explored,) = runs_on_record(tmp_path, "flickr8k_synthetic_dev")
+    assert (explored["key"]["changes"], explored["captions"]) == (["training.learning_rate=0.001"], 5)
+    printed = capsys.readouterr().out
+    for said in (
+        "| contrast, equal time ",
+        "| 5 an image, 40% wrong ",
+        "| recognised text ",
+        "Tried on dev",
+        "Zero-shot",
+    ):
+        assert said in printed, said
+    assert (tmp_path / "docs" / "flickr8k_synthetic.svg").read_text().startswith("<svg")
+    assert len(list((tmp_path / "runs" / "flickr8k_synthetic" / "sheets").glob("all-*.html"))) == 4
+
+    # the same again trains nothing, asks nothing and leaves the record as it is
+    monkeypatch.setattr(suite.suite, "carry_out", None)
+    monkeypatch.setattr(suite.suite, "measure_zero_shot", None)
+    monkeypatch.setattr(suite.rival, "train", None)
+    suite.suite.main(command)
+    assert runs_on_record(tmp_path) == records
+
+
+@pytest.mark.usefixtures("miniature")
+def test_the_recipe_is_changed_for_dev_alone(suite: Suite, capsys: pytest.CaptureFixture[str]) -> None:
+    for options in (["--only", "runs"], ["--split", "dev"], ["--only", "rival", "--split", "dev"]):
+        with pytest.raises(SystemExit):
+            suite.suite.main(["flickr8k", *options, "--change", "training.steps=9"])
+        assert "tried on dev alone" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        suite.suite.main(["--only", "speak"])
+    assert "give the folder of Flickr8k" in capsys.readouterr().err
+
+
+def test_wrong_pairs_follow_the_picture_and_none_keeps_its_own(suite: Suite, miniature: Path) -> None:
+    suite.corpus.speak_captions(miniature, 5, 1)
+    clean, wrong = suite.corpus.corpus(5), suite.corpus.corpus(5, noise=0.4)
+    assert [replace(c, image_id="", image=Path()) for c in clean.captions] == [
+        replace(c, image_id="", image=Path()) for c in wrong.captions
+    ]
+    given = {a.image_id: b.image_id for a, b in zip(clean.captions, wrong.captions, strict=True)}
+    moved = {image for image, other in given.items() if image != other}
+    assert len(moved) == round(0.4 * 7)
+    assert {given[image] for image in moved} == moved  # among themselves
+    assert moved <= set(clean.images("train"))
+    assert all(caption.image.name == caption.image_id for caption in wrong.captions)
+    assert len(set(given.values())) == len(given)
+
+
+def test_another_version_of_an_engine_is_refused(
+    suite: Suite, miniature: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(suite.corpus, "ENGINES", {"one": "one word 2"})
+    with pytest.raises(Exception, match="here is one word 1, and the record was made with one word 2"):
+        suite.corpus.speak_captions(miniature, 2, 1)
+
+
+def test_the_plan_has_the_rows_and_seeds_of_the_evidence(suite: Suite) -> None:
+    runs = suite.plan.plan()
+    assert len(set(runs)) == len(runs)
+    seeds = Counter((run.row, run.captions, run.noise, run.equal_time) for run in runs)
+    assert {seeds[row, 2, 0.0, False] for row in ("contrast", "all")} == {3}
+    assert {seeds[row, *data, False] for row in ("contrast", "all") for data in ((5, 0.0), (2, 0.4))} == {1}
+    assert {row for row, captions, noise, _ in seeds if (captions, noise) == (2, 0.0)} == set(suite.suite.ROWS)
+    spoken = [voice for voices in suite.corpus.VOICES.values() for voice in voices]
+    assert len(set(spoken)) == len(spoken)  # no voice of dev or test is heard in training
+
+
+def test_the_recipes_differ_in_what_an_epoch_is_alone_and_say_whose_their_values_are(suite: Suite) -> None:
+    two, five = (load_config(str(path)) for path in suite.plan.RECIPES.values())
+    scaled = replace(
+        two,
+        loss=replace(two.loss, distillation_ramp_steps=five.loss.distillation_ramp_steps),
+        training=replace(two.training, steps=five.training.steps, evaluate_every=five.training.evaluate_every),
+    )
+    assert scaled == five
+    assert two.training.steps * 5 == five.training.steps * 2
+    for path in suite.plan.RECIPES.values():
+        assert yaml.safe_load(path.read_text())
+        valued = [line for line in path.read_text().splitlines() if re.match(r"\s*\w+: *[^#\s]", line)]
+        origins = r"\bours\b|\b(ALBEF|BLIP|SpeechCLIP|figure)\b"
+        assert [line for line in valued if not re.search(origins, line.partition("#")[2])] == []
+
+
+def test_word_errors_are_counted(suite: Suite) -> None:
+    rate = suite.rival.word_error_rate
+    assert rate([("A dog runs .", "a dog runs")]) == 0
+    assert rate([("a dog runs", "a big dog ran")]) == pytest.approx(2 / 3)
+    assert rate([("a dog runs", ""), ("a dog", "a dog")]) == pytest.approx(3 / 5)
