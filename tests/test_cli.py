@@ -46,7 +46,7 @@ def world(finished: World, tmp_path: Path) -> World:
 MISTAKES = {
     "prepare picture-folder {nowhere} --out {new}": "is not a folder",
     "prepare picture-folder {corpus} --out {new}": "neither recordings.csv nor recordings.jsonl",
-    "prepare picture-folder {corpus} --out {new} --recordings {recipe.yaml}": "allowed: a file named *.csv, *.tsv, *.jsonl",
+    "prepare picture-folder {corpus} --out {new} --recordings {recipe.yaml}": "allowed: a file named *.csv, *.tsv",
     "prepare picture-folder {corpus} --out {new} --dev anna": "'anna' is no share; give a number such as 0.1",
     "prepare flickr8k {nowhere} --out {new}": "is not a folder",
     "train nowhere.yaml --data {corpus/manifest.jsonl} --out {new}": "bundled recipes: ",
