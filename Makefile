@@ -2,7 +2,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-# one thread a test process: they share the machine, three since many tests wait; and results do not depend on how many cores it has
+# one thread a test process: three of them share the machine, since many tests wait, and results do not depend on how
+# many cores it has
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 SAYSEE_CACHE=.cache/tests
 
 .PHONY: demo test lint check wheel-demo clean

@@ -21,6 +21,7 @@ from saysee.evaluation.results import Results, write_results
 from saysee.files import sole_process
 from saysee.models.retrieval_model import SpeechImageModel
 from saysee.search.reranker import match_prepared
+from saysee.training.checkpoint import Progress
 from saysee.workflows import evaluate_on_manifest, train_on_manifest
 
 Question = TypeVar("Question")
@@ -70,13 +71,8 @@ def carry_out(run: Run, config: Config, manifest: Manifest, split: Split) -> dic
     model = SpeechImageModel.from_pretrained(out)
     results = evaluate_on_manifest(model, manifest, split, about={"run": run.name})
     write_results(out / f"results-{split}.json", results)
-    record: dict[str, Any] = {
-        "key": key_of(run, config),
-        "commit": commit(),
-        "steps": config.training.steps,
-        "best_step": progress.best_step,
-        "dev": round(progress.best_metric, 4),
-        **training_time(out, config.training.batch_size),
+    record = {
+        **trained(run, config, progress, out),
         **measured(results),
         "milliseconds_of_a_question": question_time(model, manifest.of(split)),
     }
@@ -88,6 +84,18 @@ def carry_out(run: Run, config: Config, manifest: Manifest, split: Split) -> dic
         search = SearchConfig(MANY_CANDIDATES, config.search.fusion)
         record["many_candidates"] = measured(evaluate_on_manifest(model, manifest, split, search=search))
     return record
+
+
+def trained(run: Run, config: Config, progress: Progress, out: Path) -> dict[str, Any]:
+    """Return what a record says of a training, whose model lies in `out`."""
+    return {
+        "key": key_of(run, config),
+        "commit": commit(),
+        "steps": config.training.steps,
+        "best_step": progress.best_step,
+        "dev": round(progress.best_metric, 4),
+        **training_time(out, config.training.batch_size),
+    }
 
 
 def measured(results: Results) -> dict[str, Any]:

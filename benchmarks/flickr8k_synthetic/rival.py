@@ -23,9 +23,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from flickr8k_synthetic.corpus import RUNS, corpus
-from flickr8k_synthetic.measure import finished, measured, model_folder, put_on_record, training_time
-from flickr8k_synthetic.plan import Run, config_for, key_of, record_of
-from record import commit
+from flickr8k_synthetic.measure import finished, measured, model_folder, put_on_record, trained
+from flickr8k_synthetic.plan import Run, config_for, record_of
 from saysee.config import SpeechBackboneConfig
 from saysee.data.dataset import PairDataset
 from saysee.data.extraction import extract_features
@@ -133,13 +132,8 @@ def measure_rival(captions: int, split: Split) -> None:
     )
     model.load_trainable_state(read_model_folder(out).state, str(out))
     for run, texts in ((heard, Sentences(reader, as_heard)), (written, sentences)):
-        record: dict[str, Any] = {
-            "key": key_of(run, config),
-            "commit": commit(),
-            "steps": config.training.steps,
-            "best_step": progress.best_step,
-            "dev": round(progress.best_metric, 4),
-            **training_time(out, config.training.batch_size),
+        record = {
+            **trained(run, config, progress, out),
             **measured(evaluate_retrieval(model, asked, texts, images)),
         }
         if run == heard:

@@ -50,9 +50,7 @@ def prepare_command(options: argparse.Namespace) -> None:
     if left_out:
         listed = options.out.with_suffix(".left-out.txt")
         write_text(listed, "\n".join(left_out) + "\n")
-        _remark(f"warning: left out {len(left_out):,} of {count:,} records, all named with the reason in {listed}")
-        for line in left_out[:10]:
-            _remark(f"warning: {line}")
+        _warn_of_left_out(f"left out {len(left_out):,} of {count:,} records", left_out, listed)
     write_manifest(options.out, prepared.manifest)
     print("\n".join([*prepared.notes, f"wrote {options.out}"]))
 
@@ -76,12 +74,8 @@ def speak_command(options: argparse.Namespace) -> None:
         progress=True,
     )
     if spoken.left_out:
-        listed = options.out / "left-out.txt"
-        _remark(
-            f"warning: {len(spoken.left_out):,} recordings could not be made, all named with the reason in {listed}"
-        )
-        for line in spoken.left_out[:10]:
-            _remark(f"warning: {line}")
+        summary = f"{len(spoken.left_out):,} recordings could not be made"
+        _warn_of_left_out(summary, spoken.left_out, options.out / "left-out.txt")
     print("\n".join([*spoken.notes, *notes, f"wrote {options.out / 'manifest.jsonl'}"]))
 
 
@@ -386,9 +380,9 @@ def _prepared(options: argparse.Namespace) -> Prepared:
         for name in ("dev", "test")
         if (value := getattr(options, name)) is not None
     }
-    files = {"require_files": not options.leave_out_faults}  # what is missing is then named with what is broken
+    require_files = not options.leave_out_faults  # else what is missing is named with what is broken
     if options.corpus == "flickr8k":
-        return flickr8k.prepare(folder, **files)
+        return flickr8k.prepare(folder, require_files=require_files)
     if options.corpus == "picture-folder":
         return picture_folder.prepare(
             folder, recordings=options.recordings, split_by=options.split_by, seed=options.seed, **shares
@@ -407,9 +401,16 @@ def _prepared(options: argparse.Namespace) -> Prepared:
     if "test" in shares:
         raise SayseeError(f"--test is {options.test}; {options.corpus} has a published test split: leave it out")
     if options.corpus == "spoken-coco":
-        return spoken_coco.prepare(folder, images=options.images, seed=options.seed, **files, **shares)
+        return spoken_coco.prepare(
+            folder, images=options.images, seed=options.seed, require_files=require_files, **shares
+        )
     return places.prepare(
-        folder, images=options.images, held_out=options.held_out, seed=options.seed, **files, **shares
+        folder,
+        images=options.images,
+        held_out=options.held_out,
+        seed=options.seed,
+        require_files=require_files,
+        **shares,
     )
 
 
@@ -552,6 +553,13 @@ def _server_settings(options: argparse.Namespace) -> "Settings":
 
 def _remark(text: str) -> None:
     print(f"saysee: {text}", file=sys.stderr, flush=True)
+
+
+def _warn_of_left_out(summary: str, lines: Sequence[str], listed: Path) -> None:
+    """Say what is missing: how much, where all of it is named, and the first of it."""
+    _remark(f"warning: {summary}, all named with the reason in {listed}")
+    for line in lines[:10]:
+        _remark(f"warning: {line}")
 
 
 def _one_line(text: str) -> str:

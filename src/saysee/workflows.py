@@ -270,7 +270,8 @@ def extract_on_manifest(
     images = load_image_backbone(config.model.image_backbone)
     augmentation, train = config.augmentation, manifest.of("train")
     need = bytes_of_features(manifest.captions, speech, images)
-    need += augmentation.variants * bytes_of_recordings(train, speech)
+    if augmentation.variants:
+        need += augmentation.variants * bytes_of_recordings(train, speech)
     there = sum(FeatureStore(cache, fingerprint).nbytes for fingerprint in _fingerprints(config, speech, images))
     free = free_bytes(cache)
     tell(

@@ -8,9 +8,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import cast
 
-from saysee.data.manifest import SPLITS, Manifest, ManifestError, Prepared, Split, SplitBy, SpokenCaption
+from saysee.data.manifest import Manifest, ManifestError, Prepared, Split, SplitBy, SpokenCaption
 from saysee.data.split import assign_splits
-from saysee.data.table import SUFFIXES, Row, clashes, path_fault, read_rows, within
+from saysee.data.table import SUFFIXES, Row, clashes, path_fault, read_rows, split_fault, within
 from saysee.errors import SayseeError
 
 REQUIRED_COLUMNS = ("image", "audio")
@@ -84,9 +84,8 @@ def _find_table(folder: Path, given: Path | None) -> Path:
 
 def _row_faults(row: Row, folder: Path, has_splits: bool) -> list[str]:
     faults = [fault for name in REQUIRED_COLUMNS if (fault := path_fault(row, name, folder))]
-    split = row.cells.get("split")
-    if has_splits and split not in SPLITS:
-        faults.append(f"split is {split!r}; allowed: {', '.join(SPLITS)}, or leave all lines without")
+    if has_splits and (fault := split_fault(row)):
+        faults.append(fault)
     return faults
 
 

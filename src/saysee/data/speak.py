@@ -20,10 +20,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +35,7 @@ from saysee.data.split import hashed_position
 from saysee.data.written_captions import WrittenCaption
 from saysee.errors import AudioError, SayseeError
 from saysee.features.audio import SAMPLE_RATE, as_waveform
-from saysee.features.extract import become_worker
+from saysee.features.extract import become_worker, worker_pool
 from saysee.features.speech_activity import find_speech
 from saysee.files import atomic_path, sole_process, write_text
 
@@ -279,16 +276,8 @@ def _speak_all(tasks: Sequence[_Task], workers: int, progress: bool) -> tuple[di
 
 
 def _in_processes(units: Sequence[Sequence[_Task]], workers: int) -> Iterator[list[tuple[Path, int, str | None]]]:
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), become_worker)
-    try:
+    with worker_pool(workers, "recordings", become_worker) as pool:
         yield from pool.map(_speak_unit, units)
-    except BrokenProcessPool:
-        raise SayseeError(
-            "a worker was ended from outside (by the system, for lack of memory?); the same command goes on from the "
-            "finished recordings, with fewer --workers it needs less"
-        ) from None
-    finally:  # on Ctrl-C the units at work are finished
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _speak_unit(tasks: Sequence[_Task]) -> list[tuple[Path, int, str | None]]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from saysee.data.manifest import parse_json, read_utf8
+from saysee.data.manifest import SPLITS, parse_json, read_utf8
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
 
@@ -79,6 +79,14 @@ def path_fault(row: Row, name: str, folder: Path) -> str | None:
     if not (folder / within(path)).is_file():
         return f"{name} {path!r} is missing; put the file there or remove the line"
     return None
+
+
+def split_fault(row: Row) -> str | None:
+    """Say what is wrong with the split of a row whose table gives splits, if anything is."""
+    split = row.cells.get("split")
+    if split in SPLITS:
+        return None
+    return f"split is {split!r}; allowed: {', '.join(SPLITS)}, or leave all lines without"
 
 
 def clashes(records: Mapping[int, Pictured]) -> list[str]:

@@ -15,7 +15,7 @@ from typing import cast
 from saysee.data.flickr8k import IMAGE_FOLDERS, SPLIT_LISTS, listed_splits, token_lines
 from saysee.data.manifest import SPLITS, ManifestError, Split, SpokenCaption
 from saysee.data.split import assign_splits
-from saysee.data.table import SUFFIXES, Row, clashes, path_fault, read_rows, within
+from saysee.data.table import SUFFIXES, Row, clashes, path_fault, read_rows, split_fault, within
 from saysee.errors import SayseeError
 
 REQUIRED_COLUMNS = ("image",)
@@ -118,9 +118,8 @@ def _row_faults(row: Row, folder: Path, has_splits: bool) -> list[str]:
     text = row.cells.get("text", row.cells.get("word"))
     if text is None or not says_something(text):
         faults.append(f"text is {text!r}; give at least one letter or digit to say")
-    split = row.cells.get("split")
-    if has_splits and split not in SPLITS:
-        faults.append(f"split is {split!r}; allowed: {', '.join(SPLITS)}, or leave all lines without")
+    if has_splits and (fault := split_fault(row)):
+        faults.append(fault)
     return faults
 
 

@@ -12,8 +12,9 @@ import signal
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import get_context, parent_process
@@ -256,25 +257,43 @@ def in_processes(make_encoder: Callable[[], FileEncoder], cache: Path, workers: 
     """
 
     def run(units: Iterator[Sequence[Path]]) -> Iterator[UnitResult]:
-        pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (make_encoder, cache))
-        pending: set[Future[UnitResult]] = set()
-        try:
+        with worker_pool(workers, "shards", _start_worker, make_encoder, cache) as pool:
             # two units a worker are waiting, so that none is idle and the list of files is read as it is needed
-            pending |= {pool.submit(_encode_in_worker, unit) for unit in islice(units, 2 * workers)}
+            pending = {pool.submit(_encode_in_worker, unit) for unit in islice(units, 2 * workers)}
             while pending:
                 done, pending = wait(pending, return_when=FIRST_COMPLETED)
                 for future in done:
                     yield future.result()
                     pending |= {pool.submit(_encode_in_worker, unit) for unit in islice(units, 1)}
-        except BrokenProcessPool:
-            raise SayseeError(
-                "a worker was ended from outside (by the system, for lack of memory?); the same command goes on from "
-                "the finished shards, with fewer --workers it needs less"
-            ) from None
-        finally:  # on Ctrl-C the units at work are finished, which keeps them
-            pool.shutdown(wait=True, cancel_futures=True)
 
     return run
+
+
+@contextmanager
+def worker_pool(
+    workers: int, finished: str, start: Callable[..., None], *arguments: object
+) -> Iterator[ProcessPoolExecutor]:
+    """Give a pool of processes on this machine; on Ctrl-C the units at work are finished, which keeps them.
+
+    Args:
+        workers: how many.
+        finished: what the command goes on from if a worker is lost, in the plural.
+        start: called once in every process, with the arguments; see `become_worker`.
+        arguments: can be pickled.
+
+    Raises:
+        SayseeError: a worker was ended from outside.
+    """
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), start, arguments)
+    try:
+        yield pool
+    except BrokenProcessPool:
+        raise SayseeError(
+            "a worker was ended from outside (by the system, for lack of memory?); the same command goes on from the "
+            f"finished {finished}, with fewer --workers it needs less"
+        ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 _worker: tuple[FileEncoder, FeatureStore] | None = None
