@@ -72,7 +72,8 @@ def test_what_is_said_of_a_picture_is_played_and_kept(page: Page, fake: FakeApi,
 
 
 def test_it_works_by_keyboard_alone(page: Page, fake: FakeApi) -> None:
-    page.get_by_label("Who speaks?").press_sequentially("Jo Ann")
+    expect(page.get_by_label("Who speaks?")).to_be_focused()
+    page.keyboard.type("Jo Ann")
     page.keyboard.press("Tab")
     page.keyboard.type("Kriol")
     page.keyboard.press("Enter")
