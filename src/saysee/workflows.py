@@ -384,7 +384,8 @@ def data_fingerprint(captions: Iterable[SpokenCaption], speech: FileContents, im
     """Return the SHA-256 over ids, splits and the content of every file: where the files lie does not matter."""
     digest = hashlib.sha256()
     for caption in captions:
-        names = "\0".join((caption.id, caption.image_id, caption.split)).encode("utf-8", "surrogateescape")
+        concept = () if caption.concept is None else (caption.concept,)
+        names = "\0".join((caption.id, caption.image_id, caption.split, *concept)).encode("utf-8", "surrogateescape")
         digest.update(names + b"\0" + speech.content(caption.audio) + images.content(caption.image) + b"\n")
     return digest.hexdigest()
 

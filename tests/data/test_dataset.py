@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,13 @@ def dataset_of(
 
 CAPTIONS = [caption(row, image) for row, image in enumerate("bacab")]
 NO_DRAWS = torch.zeros(5, dtype=torch.float64)
+
+
+def test_pictures_of_one_concept_have_one_number() -> None:
+    alike = [replace(c, concept="dog") if c.image_id in "ac" else c for c in CAPTIONS]
+    first, second, third, fourth, fifth = dataset_of(alike).image_numbers.tolist()
+    assert second == third == fourth
+    assert first == fifth != second
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -129,7 +136,7 @@ class Name(str):
 class Made:
     """A record of the manifest below as it is parsed, each value made when it is asked for."""
 
-    text = speaker = language = None
+    text = speaker = language = concept = None
 
     def __init__(self, folder: str, number: int) -> None:
         self.folder, self.number = folder, number
@@ -138,6 +145,7 @@ class Made:
     audio = property(lambda self: Name(f"{self.folder}/{self.number}.wav"))
     image_id = property(lambda self: str(self.number // PER_IMAGE))
     image = property(lambda self: Name(f"{self.folder}/{self.number // PER_IMAGE}.jpg"))
+    shown = SpokenCaption.shown
     split = property(lambda self: "dev" if self.number // PER_IMAGE % 10 == 0 else "train")
 
 

@@ -48,7 +48,8 @@ def paths_from(folder: Path) -> st.SearchStrategy[Path]:
 
 def captions_from(folder: Path) -> st.SearchStrategy[SpokenCaption]:
     name, path = texts.filter(lambda text: text and "\0" not in text), paths_from(folder)
-    return st.builds(SpokenCaption, name, path, name, path, some_text, some_text, some_text, st.sampled_from(SPLITS))
+    facts = (some_text, some_text, some_text, st.sampled_from(SPLITS), st.none() | name)
+    return st.builds(SpokenCaption, name, path, name, path, *facts)
 
 
 @given(st.data())
@@ -76,7 +77,15 @@ def test_the_file_is_as_documented(tmp_path: Path) -> None:
     assert json.loads(header) == {"saysee_manifest": 1, "split_by": "speaker"}
     assert json.loads(record) == {**RECORD, "audio": "sub/niña.ogg", "image": "/i.jpg", "text": "una niña"}
     assert "una niña" in record  # a person can read it
-    assert list(json.loads(record)) == [field.name for field in fields(SpokenCaption)]
+    *columns, last = (field.name for field in fields(SpokenCaption))
+    assert (list(json.loads(record)), last) == (columns, "concept")  # which is written where there is one
+
+
+def test_captions_of_one_concept_show_one_thing_and_others_their_picture() -> None:
+    drawn, painted = caption(image_id="a", concept="dog"), caption(image_id="b", concept="dog")
+    named = caption(image_id="dog")  # a picture that is called as the concept is
+    assert drawn.shown == painted.shown != named.shown
+    assert caption(image_id="a").shown != caption(image_id="b").shown
 
 
 def test_a_name_that_is_not_utf8_is_kept(tmp_path: Path) -> None:

@@ -184,7 +184,8 @@ def test_all_faults_are_listed_at_once_with_their_lines(tmp_path: Path, write: A
 def test_faults_of_the_columns(tmp_path: Path) -> None:
     rows = words(tmp_path)
     assert faults_of(tmp_path, as_csv(tmp_path / "a.csv", [{**row, "colour": "red", "text": "x"} for row in rows])) == [
-        "line 1: unknown column 'colour'; allowed: image, audio, text, word, language, speaker, id, image_id, split",
+        "line 1: unknown column 'colour'; "
+        "allowed: image, audio, text, word, language, speaker, id, image_id, concept, split",
         "line 1: columns 'text' and 'word' mean the same; keep one",
     ]
     missing = faults_of(tmp_path, as_csv(tmp_path / "b.csv", [{"image": row["image"]} for row in rows]))

@@ -57,6 +57,17 @@ def test_an_image_id_with_two_files(captions: list[SpokenCaption]) -> None:
     assert "'c1'" in fault
 
 
+def test_a_picture_of_two_concepts(captions: list[SpokenCaption]) -> None:
+    captions[0] = replace(captions[0], concept="dog")
+    captions[1] = replace(captions[1], image_id="i0", image=captions[0].image)
+    (fault,) = found(captions)
+    assert fault == "'c0': image_id 'i0' has the concepts 'dog' and, in 'c1', None; give one"
+
+
+def test_a_concept_may_have_pictures_in_all_splits(captions: list[SpokenCaption]) -> None:
+    assert found([replace(caption, concept="dog") for caption in captions]) == []
+
+
 @pytest.mark.parametrize("empty", ["train", "dev", "test"])
 def test_a_split_without_captions(captions: list[SpokenCaption], empty: str) -> None:
     (fault,) = structural_faults(Manifest("image", tuple(c for c in captions if c.split != empty)))

@@ -137,6 +137,14 @@ def pair_by_pair(model: SpeechImageModel, split: Split) -> list[float]:
     return scores
 
 
+def test_pictures_of_one_concept_are_no_mismatch() -> None:
+    """With each picture's concept that of another, what is compared with are all pictures but the two."""
+    model, split = small_model(0), Split(40)
+    pairs = split.calibrated(model).pairs
+    split.captions = [replace(c, concept=str(int(c.image_id.split()[1]) // 2)) for c in split.captions]
+    assert split.calibrated(model).pairs == pairs - len(split.captions)
+
+
 def test_scores_are_those_of_a_loop_over_mismatched_pairs() -> None:
     model, split = small_model(), Split(40)
     calibration = split.calibrated(model, batch_size=7)

@@ -69,6 +69,24 @@ def one_at_a_time(model: SpeechImageModel, split: Split, k: int) -> dict[str, fl
     return {f"{stage}/speech_to_image/R@1": count / len(split.captions) for stage, count in hits.items()}
 
 
+def test_every_picture_of_a_concept_is_right_for_it() -> None:
+    """The picture of a concept that ranks best counts: as if it were the only one that the caption is about."""
+    model, split = small_model(0), make_split()
+    alike = [replace(c, concept="dog") if c.image_id in ("image 0", "image 1") else c for c in split.captions]
+    results = evaluate_retrieval(model, alike, split.speech, split.images, fine=False)
+    with torch.inference_mode():
+        tokens = torch.stack([split.images.tensors[Path(f"/images/{i}.jpg")] for i in range(7)]).float()
+        pictures = model.image_encoder(tokens).embedding
+        expected = 0
+        for caption in alike:
+            clip = split.speech.tensors[caption.audio][None].float()
+            spoken = model.speech_encoder(clip, torch.ones(1, clip.shape[2], dtype=torch.bool)).embedding
+            best = int((spoken @ pictures.T).argmax())
+            own = int(caption.image_id.removeprefix("image "))
+            expected += best in (0, 1) if own < 2 else best == own
+    assert results.metrics()["coarse/speech_to_image/R@1"] == pytest.approx(expected / len(alike))
+
+
 @pytest.mark.parametrize("fusion", ["match", "match+scaled-similarity"])
 @pytest.mark.parametrize("seed", range(4))
 def test_equals_ranking_one_question_at_a_time(seed: int, fusion: str) -> None:

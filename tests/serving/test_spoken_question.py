@@ -158,9 +158,9 @@ def test_a_language_is_recorded_and_trained_on(
     record(PICTURES - 3, by_microphone=False)
     checked = saysee("validate", manifest)
     assert checked.status == 0, checked.err
-    captions = read_manifest(manifest).captions
-    assert len({caption.image for caption in captions}) == len(captions) == PICTURES
-    assert {(caption.speaker, caption.language) for caption in captions} == {("Ana", "nah")}
+    recorded = read_manifest(manifest).captions
+    assert len({caption.image for caption in recorded}) == len(recorded) == PICTURES
+    assert {(caption.speaker, caption.language) for caption in recorded} == {("Ana", "nah")}
     train = ["train", "tiny", "--data", manifest, "--out", tmp_path / "model", "--cache", tmp_path / "cache"]
     trained = saysee(*train, "--training.steps", "2", "--training.batch_size", "4", "--training.evaluate_every", "2")
     assert trained.status == 0, trained.err

@@ -19,7 +19,7 @@ class Batch(NamedTuple):
             are stored in.
         speech_mask: (B, T), True where a frame is real.
         image_tokens: (B, P, D'), in the type that they are stored in.
-        image_id: (B,) int64; two pairs with one picture have the same.
+        image_id: (B,) int64; two pairs with one picture, or with pictures of one concept, have the same.
     """
 
     caption_ids: tuple[str, ...]

@@ -25,8 +25,8 @@ class PairDataset:
         altered: the same recordings as training hears them; None takes them as they are.
 
     Attributes:
-        image_numbers: (n,) int32, the image of each caption as a number: equal for captions of one image, and the same
-            in whatever order the captions come.
+        image_numbers: (n,) int32, what each caption's image shows as a number: equal for captions of one image, or of
+            images of one concept, and the same in whatever order the captions come.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class PairDataset:
         self.images = images
         self.crop_frames = crop_frames
         self.altered = altered
-        hashes = np.fromiter((hash64(caption.image_id) for caption in captions), np.uint64, len(captions))
+        hashes = np.fromiter((hash64(caption.shown) for caption in captions), np.uint64, len(captions))
         order = np.argsort(hashes, kind="stable")
         hashes = hashes[order]
         first = np.ones(len(hashes), dtype=bool)
@@ -91,6 +91,6 @@ class PairDataset:
         )
 
     def image_tokens(self, image_id: Tensor) -> Tensor:
-        """Read the tokens (n, P, D') of the pictures numbered `image_id` (n,) again, float32."""
+        """Read the tokens (n, P, D') of the pictures numbered `image_id` (n,) again, float32; of a concept's, one's."""
         paths = [self.captions[int(self._caption_of_image[number])].image for number in image_id.tolist()]
         return torch.stack(self.images.read(paths)).float()

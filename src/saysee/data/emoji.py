@@ -186,7 +186,7 @@ def caption_rows(concepts: Sequence[Concept]) -> Iterator[dict[str, str]]:
             for number, phrase in enumerate(concept.phrases(split)):
                 image = picture_name(concept, vendor)
                 row = {"id": f"{vendor}/{concept.code}#{number}", "image": image, "text": phrase, "language": "en"}
-                yield row | {"split": split}
+                yield row | {"concept": concept.code, "split": split}
 
 
 def picture_name(concept: Concept, vendor: str) -> str:

@@ -1,8 +1,9 @@
 """The manifest: which recording belongs to which picture, and which split has it.
 
 JSON Lines. The first line is a header, `{"saysee_manifest": 1, "split_by": "image"}`; each further line is one
-`SpokenCaption` with exactly its attributes as keys. Paths in the file are relative to the manifest's folder, with `/`,
-when they lie below it, so that a corpus can be moved as a whole; else they are absolute. In memory all are absolute.
+`SpokenCaption` with exactly its attributes as keys; `concept` may be left out. Paths in the file are relative to the
+manifest's folder, with `/`, when they lie below it, so that a corpus can be moved as a whole; else they are absolute.
+In memory all are absolute.
 
 A manifest that was read stays on disk: it is mapped, and a record is parsed when it is asked for. That takes nine bytes
 of memory a record, where 600,000 records as objects would take most of a gigabyte.
@@ -34,6 +35,7 @@ _MARK = b"\xef\xbb\xbf"
 _HEADER = ("saysee_manifest", "split_by")
 _NULLABLE = ("text", "speaker", "language")
 _COLUMNS = ("id", "audio", "image_id", "image", *_NULLABLE, "split")
+_OPTIONAL = ("concept",)  # null if it is not there, and then not written
 
 
 class ManifestError(SayseeError):
@@ -67,6 +69,8 @@ class SpokenCaption:
         speaker: whose voice it is, if known.
         language: of the recording, if known.
         split: which part of the corpus has it.
+        concept: what the picture shows, where several pictures show one thing (a dog, as three people draw it): all
+            captions of its pictures are then positives of each other.
     """
 
     id: str
@@ -77,6 +81,12 @@ class SpokenCaption:
     speaker: str | None
     language: str | None
     split: Split
+    concept: str | None = None
+
+    @property
+    def shown(self) -> str:
+        """What decides which captions and pictures belong together: the concept, or else the picture itself."""
+        return self.image_id if self.concept is None else f"concept {self.concept}"
 
 
 class CaptionFile(Sequence[SpokenCaption]):
@@ -283,6 +293,7 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
         for name in ("audio", "image"):
             file: Path = record[name]
             record[name] = file.relative_to(folder).as_posix() if file.is_relative_to(folder) else str(file)
+        record |= {name: value for name in _OPTIONAL if (value := getattr(caption, name)) is not None}
         lines.append(_line(record))
     write_text(path, "\n".join(lines) + "\n")
 
@@ -365,9 +376,12 @@ def _header_faults(header: object) -> list[str]:
 def _record_faults(record: object) -> list[str]:
     if not isinstance(record, dict):
         return [f"it holds {reprlib.repr(record)}; a record is an object such as {{'id': ...}}"]
-    faults = [f"unknown column {name!r}; allowed: {', '.join(_COLUMNS)}" for name in record if name not in _COLUMNS]
-    for name in _COLUMNS:
+    allowed = (*_COLUMNS, *_OPTIONAL)
+    faults = [f"unknown column {name!r}; allowed: {', '.join(allowed)}" for name in record if name not in allowed]
+    for name in allowed:
         value = record.get(name)
+        if name in _OPTIONAL and value is None:
+            continue
         if name not in record:
             faults.append(f"missing column {name!r}" + ("; write null if unknown" if name in _NULLABLE else ""))
         elif name in _NULLABLE:

@@ -1,7 +1,8 @@
 """Your own corpus: a folder with pictures, recordings, and one table that says what belongs together.
 
 `recordings.csv` (or `recordings.jsonl`; one with another name may be `*.tsv` too) has the columns `image` and `audio`,
-paths within the folder, and may have `text` (or `word`), `language`, `speaker`, `id`, `image_id` and `split`.
+paths within the folder, and may have `text` (or `word`), `language`, `speaker`, `id`, `image_id`,
+`concept` and `split`.
 """
 
 from collections.abc import Collection
@@ -14,7 +15,7 @@ from saysee.data.table import SUFFIXES, Row, clashes, path_fault, read_rows, spl
 from saysee.errors import SayseeError
 
 REQUIRED_COLUMNS = ("image", "audio")
-COLUMNS = (*REQUIRED_COLUMNS, "text", "word", "language", "speaker", "id", "image_id", "split")
+COLUMNS = (*REQUIRED_COLUMNS, "text", "word", "language", "speaker", "id", "image_id", "concept", "split")
 
 
 def prepare(
@@ -100,5 +101,6 @@ def _caption(row: Row, folder: Path) -> SpokenCaption:
         text=cells.get("text", cells.get("word")),
         speaker=cells.get("speaker"),
         language=cells.get("language"),
+        concept=cells.get("concept"),
         split=cast("Split", cells.get("split", "train")),  # where none is given, the splits are made afterwards
     )

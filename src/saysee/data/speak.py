@@ -159,6 +159,7 @@ def speak(
                     speaker=speaker,
                     language=caption.language or _primary(known[speaker].language),
                     split=caption.split,
+                    concept=caption.concept,
                 )
             )
     with sole_process(out / ".lock", f"speaking into {out}"):

@@ -43,6 +43,11 @@ class Pictured(Protocol):
         """The picture's file."""
         ...
 
+    @property
+    def concept(self) -> str | None:
+        """What the picture shows, where several show one thing."""
+        ...
+
 
 def read_rows(path: Path, required: Sequence[str], allowed: Sequence[str]) -> tuple[list[Row], list[str]]:
     """Read a table; its suffix, one of `SUFFIXES`, says what form it has.
@@ -90,17 +95,19 @@ def split_fault(row: Row) -> str | None:
 
 
 def clashes(records: Mapping[int, Pictured]) -> list[str]:
-    """Return the faults between lines: ids that stand twice, an image_id with two pictures."""
+    """Return the faults between lines: ids that stand twice, an image_id with two pictures or two concepts."""
     faults = []
     line_of: dict[str, int] = {}
-    image_of: dict[str, tuple[Path, int]] = {}
+    image_of: dict[str, tuple[Pictured, int]] = {}
     for line, record in records.items():
         first = line_of.setdefault(record.id, line)
         if first != line:
             faults.append(f"line {line}: id {record.id!r} stands already on line {first}; give every line an own `id`")
-        image, image_line = image_of.setdefault(record.image_id, (record.image, line))
-        if image != record.image:
-            faults.append(f"line {line}: image_id {record.image_id!r} has another image on line {image_line}; give one")
+        other, other_line = image_of.setdefault(record.image_id, (record, line))
+        for what in ("image", "concept"):
+            if getattr(other, what) != getattr(record, what):
+                message = f"image_id {record.image_id!r} has another {what} on line {other_line}; give one"
+                faults.append(f"line {line}: {message}")
     return faults
 
 

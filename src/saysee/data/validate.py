@@ -67,16 +67,16 @@ def validate(manifest: Manifest, *, workers: int = 2, progress: bool = False) ->
 def structural_faults(manifest: Manifest, needed: Sequence[Split] = SPLITS) -> list[Fault]:
     """Return the faults that can be seen without opening a file.
 
-    They are: an id that stands twice, one image_id with two files, a split without captions, one recording in two
-    splits, and what `split_by` forbids: an image (by its id, or the same file under two ids) or a speaker in two
-    splits, or a caption without a speaker.
+    They are: an id that stands twice, one image_id with two files or two concepts, a split without captions, one
+    recording in two splits, and what `split_by` forbids: an image (by its id, or the same file under two ids) or a
+    speaker in two splits, or a caption without a speaker.
 
     Args:
         manifest: to be checked.
         needed: splits that must not be empty. A corpus that is only tested on may have nothing else.
     """
     captions = _suspects(manifest)
-    faults = _repeated_ids(captions) + _images_with_two_files(captions)
+    faults = _repeated_ids(captions) + _images_with_two_files(captions) + _images_of_two_concepts(captions)
     faults += [
         Fault(None, f"no caption is in {split}; give the manifest all of {', '.join(needed)}")
         for split in needed
@@ -109,7 +109,8 @@ def _suspects(manifest: Manifest) -> list[SpokenCaption]:
     """
     captions = manifest.captions
     # what must be the same within a group of records that agree in the first
-    groups: list[tuple[str, str | None]] = [("id", None), ("audio", "split"), ("image_id", "image")]
+    groups: list[tuple[str, str | None]] = [("id", None), ("audio", "split")]
+    groups += [("image_id", "image"), ("image_id", "concept")]
     if manifest.split_by == "image":
         groups += [("image_id", "split"), ("image", "split")]
     elif manifest.split_by == "speaker":
@@ -298,6 +299,16 @@ def _images_with_two_files(captions: Iterable[SpokenCaption]) -> list[Fault]:
         if other is not None:
             files = f"{str(group[0].image)!r} and, in {other.id!r}, {str(other.image)!r}"
             faults.append(Fault(group[0].id, f"image_id {group[0].image_id!r} has two files, {files}; give one"))
+    return faults
+
+
+def _images_of_two_concepts(captions: Iterable[SpokenCaption]) -> list[Fault]:
+    faults = []
+    for group in _grouped(captions, lambda c: c.image_id):
+        other = next((c for c in group if c.concept != group[0].concept), None)
+        if other is not None:
+            concepts = f"{group[0].concept!r} and, in {other.id!r}, {other.concept!r}"
+            faults.append(Fault(group[0].id, f"image_id {group[0].image_id!r} has the concepts {concepts}; give one"))
     return faults
 
 

@@ -1,8 +1,8 @@
 """Captions that are written and not yet spoken: a table like that of a picture folder, or Flickr8k's own file.
 
 A table (`*.csv`, `*.tsv`, `*.jsonl`) has the columns `image`, a path within the folder of the images, and `text` (or
-`word`), and may have `language`, `id`, `image_id` and `split`. `Flickr8k.token.txt` has lines `<image.jpg>#<n>`, a tab,
-the caption; if the published split lists lie beside it, they are the splits.
+`word`), and may have `language`, `id`, `image_id`, `concept` and `split`. `Flickr8k.token.txt` has lines
+`<image.jpg>#<n>`, a tab, the caption; if the published split lists lie beside it, they are the splits.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from saysee.data.table import SUFFIXES, Row, clashes, path_fault, read_rows, spl
 from saysee.errors import SayseeError
 
 REQUIRED_COLUMNS = ("image",)
-COLUMNS = (*REQUIRED_COLUMNS, "text", "word", "language", "id", "image_id", "split")
+COLUMNS = (*REQUIRED_COLUMNS, "text", "word", "language", "id", "image_id", "concept", "split")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,7 @@ class WrittenCaption:
         text: as it is written.
         language: of the text, if known.
         split: which part of the corpus has it.
+        concept: what the picture shows, where several show one thing; see `SpokenCaption`.
     """
 
     id: str
@@ -41,6 +42,7 @@ class WrittenCaption:
     text: str
     language: str | None
     split: Split
+    concept: str | None = None
 
 
 def read_captions(
@@ -63,7 +65,7 @@ def read_captions(
 
     Raises:
         ManifestError: all faults with their line numbers: unknown or missing columns, nothing to say, images that are
-            missing, ids that stand twice, an image_id with two images, unknown splits.
+            missing, ids that stand twice, an image_id with two images or two concepts, unknown splits.
         SayseeError: a file of another kind, no folder of images, or splits that cannot be drawn.
     """
     if first is not None and first < 1:
@@ -131,6 +133,7 @@ def _caption(row: Row, folder: Path, image: Path, number: int) -> WrittenCaption
         image=folder / image,
         text=cells.get("text") or cells["word"],
         language=cells.get("language"),
+        concept=cells.get("concept"),
         split=cast("Split", cells.get("split", "train")),  # where none is given, the splits are drawn afterwards
     )
 

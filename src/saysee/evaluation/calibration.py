@@ -3,6 +3,7 @@
 Shapes: Q recordings, N pictures.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -41,8 +42,8 @@ def calibrate(
 ) -> Calibration:
     """Measure how mismatched pairs of a split score.
 
-    Every recording is compared with the same pictures. Its own picture is left out, of the pairs and of what they are
-    compared with: measured is a gallery in which nothing fits.
+    Every recording is compared with the same pictures. Its own picture, and others of its concept, are left out, of the
+    pairs and of what they are compared with: measured is a gallery in which nothing fits.
 
     Args:
         model: it is put into eval mode.
@@ -57,8 +58,10 @@ def calibrate(
             than the others.
     """
     paths: dict[str, Path] = {}
+    shown: dict[str, str] = {}
     for caption in captions:
         paths.setdefault(caption.image_id, caption.image)
+        shown.setdefault(caption.image_id, caption.shown)
     if len(paths) < LEAST_PICTURES:
         raise CalibrationError(
             f"a calibration needs a split with {LEAST_PICTURES} pictures or more, this one has {len(paths)}; "
@@ -67,7 +70,9 @@ def calibrate(
     model.eval()
     image_ids = _spread(list(paths), BACKGROUND)
     image_embedding = _encode_images(model, [paths[image_id] for image_id in image_ids], images, batch_size)
-    number = {image_id: column for column, image_id in enumerate(image_ids)}
+    columns: dict[str, list[int]] = defaultdict(list)
+    for column, image_id in enumerate(image_ids):
+        columns[shown[image_id]].append(column)
     parts = []
     chosen = _spread(captions, MOST_RECORDINGS)
     for start in range(0, len(chosen), batch_size):
@@ -75,8 +80,9 @@ def calibrate(
         hidden, mask = pad_speech(speech.read([caption.audio for caption in batch]))
         encoding = model.speech_encoder(hidden.to(model.device).float(), mask.to(model.device))
         for caption, similarity in zip(batch, (encoding.embedding @ image_embedding.T).cpu(), strict=True):
-            own = number.get(caption.image_id)
-            others = similarity if own is None else torch.cat([similarity[:own], similarity[own + 1 :]])
+            mismatched = torch.ones(len(image_ids), dtype=torch.bool)
+            mismatched[columns.get(caption.shown, [])] = False
+            others = similarity[mismatched]
             parts.append(standardised(others, others))
     scores = torch.cat(parts).numpy()
     quantiles = np.quantile(scores, np.arange(100) / 100).tolist()

@@ -43,7 +43,7 @@ def evaluate_retrieval(
 
     Args:
         model: it is put into eval mode.
-        captions: a split; its images are the gallery.
+        captions: a split; its images are the gallery. Right for a caption is its image, and every image of its concept.
         speech: features (L, T, D) of each recording.
         images: features (P, D') of each picture.
         search: k and fusion rule of the fine stage; None takes the model's own.
@@ -82,9 +82,10 @@ def evaluate_retrieval(
     speech_embedding = torch.cat(
         [encoding.embedding for encoding in _encode_speech(model, ordered, speech, batch_size)]
     )
-    number = {image_id: row for row, image_id in enumerate(image_ids)}
-    image_of = torch.tensor([number[image_id] for image_id in caption_images])
-    relevant = image_of[:, None] == torch.arange(len(image_ids))[None]
+    shown = {caption.image_id: caption.shown for caption in captions}  # all pictures of its concept are right
+    number = {name: row for row, name in enumerate(dict.fromkeys(shown.values()))}
+    asked_for = torch.tensor([number[caption.shown] for caption in ordered])
+    relevant = asked_for[:, None] == torch.tensor([number[shown[image_id]] for image_id in image_ids])[None]
     similarity = (speech_embedding @ image_embedding.T).cpu()
 
     directions: tuple[tuple[Direction, Tensor, Tensor, tuple[str, ...], tuple[str, ...]], ...] = (
