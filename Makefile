@@ -8,7 +8,7 @@ TEST_ENVIRONMENT := OMP_NUM_THREADS=1 SAYSEE_CACHE=.cache/tests
 
 .PHONY: demo test lint check wheel-demo clean
 
-demo: .venv/demo  ## train on the sample corpus, print recall, ask three spoken questions, write demo/answers.html
+demo: .venv/demo  ## ask the model in the package for drawings, and open the page to be spoken to
 	$(BIN)/saysee demo
 
 test: lint check wheel-demo  ## lint, types, tests with coverage, and the demo from a wheel in an empty environment

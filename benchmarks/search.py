@@ -90,22 +90,26 @@ def milliseconds(function: Callable[[], object], repeats: int) -> float:
 # ---- a whole query
 
 
-def query(model: SpeechImageModel, folder: Path, count: int, repeats: int, seed: int) -> dict[str, Any]:
+def query(
+    model: SpeechImageModel, folder: Path, count: int, repeats: int, seed: int, recording: Path = QUESTION
+) -> dict[str, Any]:
+    """Time a question over an index of random pictures, by part."""
     store = random_store(model, folder, count, seed)
     sizes = model.config.model
-    description = Description(folder, "picture", folder, model.fingerprint, sizes.embedding_dim, True)
+    fine = model.multimodal_encoder is not None
+    description = Description(folder, "picture", folder, model.fingerprint, sizes.embedding_dim, fine)
     searcher = Searcher(Index(folder, description, store), model)
     parts: dict[str, list[float]] = {"decode": [], "encode": [], "coarse": [], "fine": []}
     for _ in range(repeats + 1):
         begun = time.perf_counter()
-        question = read_question(QUESTION)
+        question = read_question(recording)
         parts["decode"].append(time.perf_counter() - begun)
-        for part, seconds in searcher.search(question, rerank=K).seconds.items():
+        for part, seconds in searcher.search(question, rerank=K if fine else None).seconds.items():
             parts[part].append(seconds)
     figures: dict[str, Any] = {f"{part}_ms": round(1000 * median(times[1:]), 2) for part, times in parts.items()}
     figures["first_fine_ms"] = round(1000 * parts["fine"][0], 2)  # nothing is prepared yet
     figures["total_ms"] = round(sum(figures[f"{part}_ms"] for part in parts), 2)
-    figures["k"], figures["seconds_of_speech"] = K, round(read_question(QUESTION).seconds, 2)
+    figures["k"], figures["seconds_of_speech"] = K if fine else 0, round(read_question(recording).seconds, 2)
     store.close()
     return figures
 

@@ -2,10 +2,12 @@
 
 import re
 import shlex
+import signal
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import pytest
 import yaml
 
@@ -92,17 +94,41 @@ def test_a_file_where_a_folder_belongs_is_told_at_once(tmp_path: Path, command: 
         assert advice in outcome.err
 
 
+def test_the_demo_asks_the_model_in_the_package_and_lets_the_user_speak(tmp_path: Path) -> None:
+    """The real model, in a process of its own as a newcomer starts it, up to the page."""
+    demo = start(("-m", "saysee"), "demo", "--out", tmp_path)
+    try:
+        assert demo.stdout is not None
+        told = ""
+        while not (line := demo.stdout.readline()).startswith("open "):
+            told += line
+            assert line, (told, finish(demo))
+        page = line.removeprefix("open ").strip()
+        about = httpx.get(f"{page}api/about", trust_env=False).json()
+    finally:
+        demo.send_signal(signal.SIGINT)
+        ended = finish(demo)
+    assert (ended.status, ended.err) == (0, "")
+    assert about["items"] == 184
+    asked = re.search(r"Asking (\d+) words of all 184 drawings.* first for (\d+) .* first ten for (\d+)", told)
+    assert asked, told
+    words, first, ten = map(int, asked.groups())
+    # of drawings and a voice that it has never met: by chance 0 and 2
+    assert (words, first >= 2, ten >= 6) == (34, True, True), told
+    assert (tmp_path / "answers.html").read_text(encoding="utf-8").count("<figure") == 18
+
+
 def test_the_demo_tells_what_it_does_and_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole demo on the whole sample corpus, with stand-ins for the encoders and 3 steps instead of hundreds."""
+    """The demo of training on the whole sample corpus, with stand-ins for the encoders and 3 steps of hundreds."""
 
     def recipe(*overrides: str) -> Callable[[str], Config]:
         return lambda name: Config.from_dict(yaml.safe_load(RECIPE), ["--training.steps", "3", *overrides])
 
     monkeypatch.setattr(demo, "load_config", recipe())
     with stub_encoders():
-        first, again = saysee("demo", "--out", tmp_path), saysee("demo", "--out", tmp_path)
+        first, again = saysee("demo", "--train", "--out", tmp_path), saysee("demo", "--train", "--out", tmp_path)
         monkeypatch.setattr(demo, "load_config", recipe("--training.seed", "1"))
-        refused = saysee("demo", "--out", tmp_path)
+        refused = saysee("demo", "--train", "--out", tmp_path)
     assert (first.status, first.err) == (0, "")
     assert again == first
     assert refused.status == 2

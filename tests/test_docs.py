@@ -23,7 +23,8 @@ from saysee.features.image import ImageLimits
 ROOT = Path(__file__).parents[1]
 README, METHOD = ROOT / "README.md", ROOT / "docs" / "method.md"
 GUIDES = [README, *sorted((ROOT / "docs").glob("*.md"))]
-ALL_DOCS = [*GUIDES, *(ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"))]
+CARD = ROOT / "src" / "saysee" / "assets" / "models" / "saysee-small" / "README.md"
+ALL_DOCS = [*GUIDES, CARD, *(ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"))]
 MAPPED = ("src/saysee", "scripts", "benchmarks", "docs")
 
 name_of = pytest.mark.parametrize("doc", ALL_DOCS, ids=lambda doc: doc.name)
@@ -120,7 +121,8 @@ def test_every_command_can_be_given(doc: Path) -> None:
 
 def test_the_readme_shows_every_command_of_the_tour_and_both_targets() -> None:
     typed = [words[:2] for words in commands(README)]
-    tour = [["saysee", name] for name in ("prepare", "train", "evaluate", "index", "search", "serve")]
+    own_pictures = ("index", "serve")
+    tour = [["saysee", name] for name in (*own_pictures, "prepare", "train", "evaluate", "index", "search", "serve")]
     assert [words for words in typed if words[0] == "saysee"] == tour
     assert ["make", "demo"] in typed
     assert ["make", "test"] in typed

@@ -20,7 +20,7 @@ from saysee.data.manifest import Manifest, ManifestError, read_manifest
 from saysee.errors import SayseeError
 from saysee.evaluation.results import read_results
 from saysee.experiments import ablate, tabulate
-from saysee.models.retrieval_model import read_model_folder
+from saysee.models.model_folder import read_model_folder
 from saysee.workflows import evaluate_on_manifest, train_on_manifest
 
 ROWS = ["contrast", "all"]

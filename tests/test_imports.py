@@ -21,7 +21,7 @@ ALLOWED = {
     "serving": {"data", "features", "models", "search"},
     "workflows": {"data", "features", "models", "training", "evaluation", "search"},
     "experiments": {"data", "features", "models", "evaluation", "workflows"},
-    "demo": {"data", "models", "evaluation", "search", "workflows"},
+    "demo": {"data", "models", "evaluation", "search", "serving", "workflows"},
     "commands": {"data", "features", "models", "evaluation", "search", "serving", "workflows", "experiments", "demo"},
     "cli": {"data", "commands"},
     "__main__": {"cli"},

@@ -99,6 +99,7 @@ def test_data_is_known_by_ids_splits_and_content(manifest: Manifest, tmp_path: P
     others = {
         "another id": [replace(first, id="other"), second, *rest],
         "another image_id": [replace(first, image_id="other"), second, *rest],
+        "a concept": [replace(first, concept="other"), second, *rest],
         "another split": [replace(first, split="dev"), second, *rest],
         "another recording": [replace(first, audio=second.audio), second, *rest],
         "another picture": [replace(first, image=second.image), second, *rest],
@@ -162,6 +163,17 @@ def test_contrast_alone_is_trained_without_momentum_and_matching(manifest: Manif
     train_on_manifest(config, manifest, tmp_path / "model", cache=tmp_path / "cache")
     names = {name.split(".")[0] for name in SpeechImageModel.from_pretrained(tmp_path / "model").trainable_state()}
     assert names == {"speech_encoder", "image_encoder", "temperature"}
+
+
+def test_the_queue_gives_no_negative_images_where_pictures_have_concepts(manifest: Manifest, tmp_path: Path) -> None:
+    """It says what a picture showed, and not which of a concept's pictures it was."""
+    first, *rest = manifest.captions
+    with_concept = Manifest("image", (replace(first, concept="dog"), *rest))
+    with pytest.raises(SayseeError, match=r"image_negatives_from is queue, and the manifest has concepts"):
+        train_on_manifest(
+            recipe("--loss.image_negatives_from", "queue"), with_concept, tmp_path / "model", cache=tmp_path / "cache"
+        )
+    assert not (tmp_path / "model").exists()
 
 
 def test_altered_copies_of_train_alone_are_stored_and_trained_on(manifest: Manifest, tmp_path: Path) -> None:

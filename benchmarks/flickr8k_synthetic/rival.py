@@ -38,7 +38,8 @@ from saysee.files import write_text
 from saysee.losses.queue import MomentumQueue
 from saysee.models.backbones import SpeechBackbone
 from saysee.models.backbones.base import real_frames
-from saysee.models.retrieval_model import SpeechImageModel, read_model_folder
+from saysee.models.model_folder import read_model_folder
+from saysee.models.retrieval_model import SpeechImageModel
 from saysee.training.optimizer import build_optimizer
 from saysee.training.step import Learner
 from saysee.training.trainer import train

@@ -289,16 +289,19 @@ def build_parser() -> argparse.ArgumentParser:
     _features_options(calibrate)
 
     demo = _command(
-        subparsers, "demo", commands.demo_command, "train on the sample corpus, measure, ask three spoken questions",
-        "saysee demo --out demo",
+        subparsers, "demo", commands.demo_command,
+        "ask the model in the package for sample drawings, and open the page to be spoken to", "saysee demo",
     )  # fmt: skip
-    demo.add_argument("--out", type=Path, default=Path("demo"), help="(default: demo)")
+    demo.add_argument("--out", type=_folder, default=Path("demo"), metavar="DIR", help="(default: demo)")
+    demo.add_argument(
+        "--train", action="store_true", help="instead train the recipe tiny on the sample corpus, measure it and ask it"
+    )
     return parser
 
 
 def _index_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Describe `saysee index build`, `update`, `watch` and `check`."""
-    example = "saysee index build ~/Pictures --model runs/tiny --into pictures.index"
+    example = "saysee index build ~/Pictures --into pictures.index"
     index = _command(subparsers, "index", commands.index_build_command, "make a folder of pictures searchable", example)
     actions = index.add_subparsers(dest="action", required=True, metavar="ACTION")
     build = _command(
@@ -307,7 +310,7 @@ def _index_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentPar
         example,
     )  # fmt: skip
     build.add_argument("folder", type=Path, metavar="DIR")
-    build.add_argument("--model", type=Path, required=True)
+    build.add_argument("--model", type=Path, default=Path("saysee-small"), help="(default: saysee-small)")
     build.add_argument("--into", type=Path, required=True, metavar="INDEX")
     build.add_argument("--recordings", action="store_true", help="index recordings, which are then found by a picture")
     build.add_argument("--coarse-only", action="store_true", help="no fine stage: a fiftieth of the disk space")

@@ -131,9 +131,7 @@ def evaluate_command(options: argparse.Namespace) -> None:
     """Measure, print the table, keep the record."""
     from saysee.workflows import evaluate_on_manifest
 
-    name = "results.json" if options.split == "test" else f"results-{options.split}.json"
-    out = options.out or options.model / name
-    _require_json(out)
+    out = _record_path(options, "results.json" if options.split == "test" else f"results-{options.split}.json")
     model = _load_model(options.model, options.device)
     search = model.config.search
     if options.rerank or options.fusion:
@@ -156,17 +154,17 @@ def evaluate_command(options: argparse.Namespace) -> None:
 
 def zero_shot_command(options: argparse.Namespace) -> None:
     """Measure on another corpus, and refuse one that is not another."""
+    from saysee.models.model_folder import find_model
     from saysee.workflows import evaluate_on_manifest
 
-    out = options.out or options.model / f"zero-shot-{options.data.stem}.json"
-    _require_json(out)
+    out = _record_path(options, f"zero-shot-{options.data.stem}.json")
     results = evaluate_on_manifest(
         _load_model(options.model, options.device),
         _checked_manifest(options.data, (options.split,)),
         options.split,
         about={"zero_shot": True, "model": str(options.model), "data": str(options.data)},
         cache=options.cache,
-        unseen_by=options.model,
+        unseen_by=find_model(options.model),
     )
     _report(results, out)
 
@@ -357,6 +355,7 @@ def calibrate_command(options: argparse.Namespace) -> None:
     from saysee.models.calibration import CALIBRATION_FILE
     from saysee.workflows import calibrate_on_manifest
 
+    _require_own_model(options.model, "copy its folder and calibrate the copy")
     calibration = calibrate_on_manifest(
         options.model, _checked_manifest(options.data, ("dev",)), cache=options.cache, device=options.device
     )
@@ -364,10 +363,13 @@ def calibrate_command(options: argparse.Namespace) -> None:
 
 
 def demo_command(options: argparse.Namespace) -> None:
-    """Run the demo."""
-    from saysee.demo import run_demo
+    """Show what it does, and then let the user speak; or train a model before their eyes."""
+    from saysee.demo import run_demo, run_training_demo
 
-    run_demo(options.out)
+    if options.train:
+        run_training_demo(options.out)
+    else:
+        run_demo(options.out)
 
 
 def _prepared(options: argparse.Namespace) -> Prepared:
@@ -468,9 +470,22 @@ def _report(results: "Results", out: Path) -> None:
     print(f"wrote {out} and {out.with_suffix('.md').name}")
 
 
-def _require_json(out: Path) -> None:
+def _record_path(options: argparse.Namespace, name: str) -> Path:
+    """Return where the record of an evaluation goes: --out, or a file of this name in the model's folder."""
+    if options.out is None:
+        _require_own_model(options.model, "say by --out where the record goes")
+    out: Path = options.out or options.model / name
     if out.suffix == ".md":
         raise SayseeError(f"--out is {out}; give a JSON file, the Markdown goes beside it")
+    return out
+
+
+def _require_own_model(model: Path, advice: str) -> None:
+    """Refuse to write into a model folder of the package."""
+    from saysee.models.model_folder import bundled_models, find_model, name_of_model
+
+    if str(name_of_model(model)) in bundled_models():
+        raise SayseeError(f"{find_model(model)} lies in the package, where nothing is written; {advice}")
 
 
 def _whole_numbers(text: str, option: str) -> list[int]:

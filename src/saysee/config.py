@@ -149,9 +149,12 @@ class LossConfig:
         momentum: m of the momentum encoder, theta_m <- m theta_m + (1 - m) theta; 0.995 [ALBEF].
         distillation_alpha: weight of the momentum model's own softmax in the targets; 0.4 [ALBEF], 0 switches it off.
         distillation_ramp_steps: optimisation steps over which alpha rises from 0; one epoch in ALBEF.
-        same_image: captions of the image itself, in batch and queue, count as `positives` [ALBEF] or are `excluded`
-            from the denominator [SpeechCLIP].
+        same_image: captions of the image itself (or its concept), in batch and queue, count as `positives` [ALBEF] or
+            are `excluded` from the denominator [SpeechCLIP].
         matching: whether the SIM task is trained.
+        matching_from_step: the step from which on it is; SIC alone is trained before, so that hard negatives are
+            drawn by similarities that mean something, and most steps cost a fraction. 0 in the paper, whose loss is
+            the sum of both; later is ours.
         negatives: SIM's negatives are drawn `hard`, with the probability of SIC's softmax [ALBEF], or at `random`.
         image_negatives_from: the negative images are drawn from the `batch` [ALBEF], or from batch and `queue`: the
             queue then names an image and its tokens are read again by id (the paper's figure says that the queue
@@ -166,12 +169,13 @@ class LossConfig:
     distillation_ramp_steps: int = 100
     same_image: Literal["positives", "excluded"] = "positives"
     matching: bool = True
+    matching_from_step: int = 0
     negatives: Literal["hard", "random"] = "hard"
     image_negatives_from: Literal["batch", "queue"] = "batch"
     negatives_from_all_ranks: bool = False
 
     def __post_init__(self) -> None:
-        _at_least(self, 0, "queue_size", "distillation_ramp_steps")
+        _at_least(self, 0, "queue_size", "distillation_ramp_steps", "matching_from_step")
         _require(self.queue_size <= 10_000_000, self, "queue_size", "at most 10,000,000")
         _require(0 <= self.momentum < 1, self, "momentum", "from 0 to below 1")
         _require(0 <= self.distillation_alpha <= 1, self, "distillation_alpha", "from 0 to 1")
@@ -211,7 +215,7 @@ class TrainingConfig:
         primary_metric: the name by which dev chooses, as in results.json.
         bucket_batches: of how many batches the captions are sorted by length together, so that a batch holds captions
             of like length and little padding; 1 shuffles freely.
-        one_caption_per_image: whether a batch has at most one caption of an image.
+        one_caption_per_image: whether a batch has at most one caption of an image, or of a concept.
         crop_seconds: a longer recording is cut to a random stretch of this length in training, of its frames [after
             SpeechCLIP, which cuts the waveform to 6.4 s]; None leaves it whole.
         live_features: whether the frozen encoders run in every step, on files that are decoded anew, and nothing is
@@ -330,6 +334,12 @@ class Config:
     search: SearchConfig = field(default_factory=SearchConfig)
 
     def __post_init__(self) -> None:
+        _require(
+            not self.loss.matching or self.loss.matching_from_step < self.training.steps,
+            self.loss,
+            "matching_from_step",
+            f"below training.steps ({self.training.steps})",
+        )
         if self.training.live_features:
             _require(self.augmentation.variants == 0, self.augmentation, "variants", "0 with live_features")
         elif self.augmentation.kinds:

@@ -42,7 +42,8 @@ from saysee.features.store import FeatureStore, default_cache_folder
 from saysee.files import free_bytes
 from saysee.models.backbones import ImageBackbone, SpeechBackbone, load_image_backbone, load_speech_backbone
 from saysee.models.calibration import Calibration
-from saysee.models.retrieval_model import SpeechImageModel, read_model_folder
+from saysee.models.model_folder import read_model_folder
+from saysee.models.retrieval_model import SpeechImageModel
 from saysee.search.searcher import Answer
 from saysee.search.sheet import SheetAnswer, SheetQuestion, make_thumbnail, waveform_peaks
 from saysee.training.checkpoint import Progress
@@ -86,8 +87,14 @@ def train_on_manifest(
 
     Raises:
         ManifestError: files that do not decode, all listed, before the first step (live features: when they are read).
-        SayseeError: see `saysee.training.trainer.train`.
+        SayseeError: see `saysee.training.trainer.train`; or negative images are to come from the queue, which names
+            what a picture shows and not which of a concept's pictures it was.
     """
+    if config.loss.image_negatives_from == "queue" and any(caption.concept for caption in manifest.of("train")):
+        raise SayseeError(
+            "loss.image_negatives_from is queue, and the manifest has concepts, of whose pictures the queue does not "
+            "know which it saw; give batch, or leave the concepts out"
+        )
     cache = cache or default_cache_folder()
     with process_group(device, choose_device) as (ranks, chosen):
         learner = build_learner(config)

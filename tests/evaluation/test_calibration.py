@@ -139,7 +139,7 @@ def pair_by_pair(model: SpeechImageModel, split: Split) -> list[float]:
 
 def test_pictures_of_one_concept_are_no_mismatch() -> None:
     """With each picture's concept that of another, what is compared with are all pictures but the two."""
-    model, split = small_model(0), Split(40)
+    model, split = small_model(0), Split(80)
     pairs = split.calibrated(model).pairs
     split.captions = [replace(c, concept=str(int(c.image_id.split()[1]) // 2)) for c in split.captions]
     assert split.calibrated(model).pairs == pairs - len(split.captions)
@@ -178,7 +178,7 @@ def test_of_a_large_split_a_part_is_measured(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_what_is_too_little_is_refused() -> None:
-    with pytest.raises(CalibrationError, match="32 pictures or more, this one has 31; give a manifest"):
+    with pytest.raises(CalibrationError, match="32 pictures of different things, this one has 31; give a manifest"):
         Split(31).calibrated(small_model())
     model = small_model()
     for projection in (model.speech_encoder.projection, model.image_encoder.projection):

@@ -16,7 +16,8 @@ from media import sine, write_image
 from saysee.config import Config
 from saysee.errors import AudioError, SayseeError
 from saysee.models.backbones import load_speech_backbone
-from saysee.models.retrieval_model import SpeechImageModel, hash_tensors
+from saysee.models.model_folder import hash_tensors
+from saysee.models.retrieval_model import SpeechImageModel
 from saysee.models.speech_encoder import SpeechEncoding
 from stubs import LAYERS, small_model
 

@@ -1,6 +1,7 @@
 """What is kept of recorded captions: sound files and a manifest that can be trained on, whatever happens on the way."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -185,6 +186,20 @@ def test_pictures_that_are_added_or_removed_move_no_other_to_another_split(pictu
     after = {caption.image_id: caption.split for caption in read_manifest(manifest).captions}
     assert len(after) == 42
     assert {image: after[image] for image in before} == before
+
+
+def test_what_the_manifest_says_of_a_picture_is_said_of_its_next_recording(pictures: Path, tmp_path: Path) -> None:
+    """Somebody wrote a concept into it; without one the next recording would make the manifest a faulty one."""
+    manifest = tmp_path / "captions.jsonl"
+    with opened(pictures, manifest) as recordings:
+        record_all(recordings)
+    named = tuple(replace(caption, concept=caption.image_id) for caption in read_manifest(manifest).captions)
+    write_manifest(manifest, Manifest("image", named))
+    with opened(pictures, manifest) as recordings:
+        record_all(recordings, speaker="bo", count=3)
+    captions = read_manifest(manifest).captions
+    assert len(captions) == len(named) + 3
+    assert all(caption.concept == caption.image_id for caption in captions)
 
 
 def test_a_second_recording_replaces_the_first_of_that_voice_alone(pictures: Path, tmp_path: Path) -> None:

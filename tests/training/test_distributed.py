@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from command_line import finish, start
 from saysee.data.collate import Batch
@@ -27,7 +26,7 @@ from saysee.losses.queue import MomentumQueue
 from saysee.models.momentum import MomentumEncoder
 from saysee.training.distributed import Ranks, process_group
 from saysee.training.optimizer import build_optimizer
-from saysee.training.step import JointLoss, Learner, training_step
+from saysee.training.step import Learner, in_parallel, training_step
 from saysee.training.trainer import CHECKPOINT_FILE, train
 from stubs import IMAGE_DIM, LAYERS, SPEECH_DIM, TOKENS, make_batch, small_model
 
@@ -37,6 +36,7 @@ CASES: dict[str, dict[str, Any]] = {
     "full method": {"negatives_from_all_ranks": True},
     "random negatives": {"negatives_from_all_ranks": True, "negatives": "random", "queue_size": 0},
     "negatives named by the queue": {"negatives_from_all_ranks": True, "image_negatives_from": "queue"},
+    "matching later": {"negatives_from_all_ranks": True, "matching_from_step": 2},
     "same image excluded": {"matching": False, "same_image": "excluded"},
     "contrast within the batch": {"matching": False, "queue_size": 0, "distillation_alpha": 0.0},
 }
@@ -202,7 +202,7 @@ def run_steps(case: str, kind: str, ranks: Ranks, folder: Path) -> None:
     """Take some steps and write down all that came of them."""
     learner = make_learner(**CASES[case], distillation_ramp_steps=2, learning_rate=1e-3)
     model = learner.model
-    parallel = DistributedDataParallel(JointLoss(model)) if ranks.size > 1 else None
+    parallel = in_parallel(model) if ranks.size > 1 else None
     result: dict[str, Tensor] = {}
     reports = []
     for step in range(STEPS):
@@ -286,7 +286,7 @@ def refused(ranks: Ranks, folder: Path) -> None:
 
 def broken(ranks: Ranks, folder: Path) -> None:
     learner = make_learner(negatives_from_all_ranks=True)
-    parallel = DistributedDataParallel(JointLoss(learner.model))
+    parallel = in_parallel(learner.model)
     batch = part_of(make_batch([0, 1, 2, 3], 0), ranks)
     if ranks.rank == 1:
         batch = batch._replace(speech=batch.speech * torch.nan)

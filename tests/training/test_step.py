@@ -30,7 +30,7 @@ def joint_loss(learner: Learner, batch: Batch, draws: Tensor) -> tuple[Losses, K
     """The loss of a batch, as a step computes it at alpha 0."""
     assert learner.momentum is not None
     slow = learner.momentum(batch.speech, batch.speech_mask, batch.image_tokens)
-    task = Task(batch, batch.image_id, slow, Keys(slow[0], slow[1], batch.image_id), learner.queue, 0.0, draws)
+    task = Task(batch, batch.image_id, slow, Keys(slow[0], slow[1], batch.image_id), learner.queue, 0.0, True, draws)
     losses: tuple[Losses, Keys] = JointLoss(learner.model)(
         task, learner.model.config.loss, Ranks(), no_tokens, nullcontext
     )
@@ -121,6 +121,33 @@ def test_contrast_only_has_no_matching_no_momentum_and_no_queue() -> None:
     assert len(learner.queue) == 0
 
 
+def test_before_matching_begins_a_step_is_that_of_contrast_alone() -> None:
+    """Then SIM is there, and the multimodal encoder moves; before, nothing of it does, not even by weight decay."""
+    learner = make_learner(matching_from_step=1, weight_decay=0.1, warmup_steps=0)
+    batch, encoder = make_batch([0, 1, 2, 3]), learner.model.require_multimodal_encoder()
+    before = [parameter.detach().clone() for parameter in encoder.parameters()]
+    alone = make_learner(matching=False, weight_decay=0.1, warmup_steps=0)
+    state = {k: v for k, v in learner.model.trainable_state().items() if k in alone.model.trainable_state()}
+    alone.model.load_trainable_state(state, "the same beginning")
+    assert alone.momentum is not None
+    alone.momentum.load_state_dict(learner.momentum.state_dict())  # type: ignore[union-attr]
+
+    torch.manual_seed(0)
+    report = training_step(learner, [batch], 0, learner.model.config, no_tokens, nullcontext)
+    torch.manual_seed(0)
+    expected = training_step(alone, [batch], 0, alone.model.config, no_tokens, nullcontext)
+    assert report.sim is None
+    assert report.loss == expected.loss
+    assert all(torch.equal(old, new) for old, new in zip(before, encoder.parameters(), strict=True))
+    for name, tensor in alone.model.trainable_state().items():
+        assert torch.equal(learner.model.trainable_state()[name], tensor), name
+
+    second = training_step(learner, [batch], 1, learner.model.config, no_tokens, nullcontext)
+    assert second.sim is not None
+    assert second.loss == pytest.approx(second.sic + second.sim)
+    assert not all(torch.equal(old, new) for old, new in zip(before, encoder.parameters(), strict=True))
+
+
 def test_a_batch_of_one_image_trains_on_positives_alone() -> None:
     """No negative exists: SIM is the mean of -log p(matched) of the three pairs, and nothing crashes."""
     learner = make_learner()
@@ -170,7 +197,7 @@ def test_drawn_pairs_are_never_false_negatives(source: str, how: str) -> None:
         image = model.image_encoder(batch.image_tokens)
         keys = learner.queue.behind(Keys(speech.embedding, image.embedding, batch.image_id))
         draws = torch.rand(2, 4, dtype=torch.float64)
-        task = Task(batch, batch.image_id, None, None, learner.queue, 0.0, draws)
+        task = Task(batch, batch.image_id, None, None, learner.queue, 0.0, True, draws)
         pairs = draw_pairs(
             JointLoss(model), speech, image, keys, task, model.config.loss, Ranks(), read_tokens, nullcontext
         )

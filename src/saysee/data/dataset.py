@@ -91,6 +91,6 @@ class PairDataset:
         )
 
     def image_tokens(self, image_id: Tensor) -> Tensor:
-        """Read the tokens (n, P, D') of the pictures numbered `image_id` (n,) again, float32; of a concept's, one's."""
+        """Read the tokens (n, P, D') of the pictures numbered `image_id` (n,) again, float32."""
         paths = [self.captions[int(self._caption_of_image[number])].image for number in image_id.tolist()]
         return torch.stack(self.images.read(paths)).float()

@@ -92,9 +92,13 @@ class Concept:
         return "dev" if vendor == self.dev else "train"
 
     def names(self) -> tuple[str, ...]:
-        """Return what it is called: `dog face` is a dog too."""
-        animal = self.name.removesuffix(" face")
-        return tuple(dict.fromkeys([self.name, animal]))
+        """Return what it is called."""
+        return tuple(dict.fromkeys([self.name, self.thing]))
+
+    @property
+    def thing(self) -> str:
+        """What it shows: whoever says `dog` means the dog's face no less than the dog."""
+        return self.name.removesuffix(" face")
 
     def phrases(self, split: Split) -> tuple[str, ...]:
         """Return what is said of it: its name alone in dev and test, where an answer must be right or wrong.
@@ -186,7 +190,7 @@ def caption_rows(concepts: Sequence[Concept]) -> Iterator[dict[str, str]]:
             for number, phrase in enumerate(concept.phrases(split)):
                 image = picture_name(concept, vendor)
                 row = {"id": f"{vendor}/{concept.code}#{number}", "image": image, "text": phrase, "language": "en"}
-                yield row | {"concept": concept.code, "split": split}
+                yield row | {"concept": concept.thing, "split": split}
 
 
 def picture_name(concept: Concept, vendor: str) -> str:

@@ -69,8 +69,8 @@ class SpokenCaption:
         speaker: whose voice it is, if known.
         language: of the recording, if known.
         split: which part of the corpus has it.
-        concept: what the picture shows, where several pictures show one thing (a dog, as three people draw it): all
-            captions of its pictures are then positives of each other.
+        concept: what the picture shows, where several pictures show one thing (a dog, as three people draw it): to all
+            captions of its pictures they are then as one picture.
     """
 
     id: str
@@ -86,7 +86,7 @@ class SpokenCaption:
     @property
     def shown(self) -> str:
         """What decides which captions and pictures belong together: the concept, or else the picture itself."""
-        return self.image_id if self.concept is None else f"concept {self.concept}"
+        return self.image_id if self.concept is None else f"\0{self.concept}"  # no picture is called so
 
 
 class CaptionFile(Sequence[SpokenCaption]):

@@ -14,7 +14,7 @@ class BatchOrder:
     """Endless shuffled epochs, cut into batches. An epoch has every sample once; some of its batches are short.
 
     Args:
-        image_numbers: (n,), the image of each sample.
+        image_numbers: (n,), the image, or the concept, of each sample.
         lengths: (n,), frames of each sample; needed where `bucket_batches` is more than 1.
         batch_size: samples in a batch, over all processes.
         seed: decides the order of every epoch.

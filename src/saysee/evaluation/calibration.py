@@ -62,9 +62,9 @@ def calibrate(
     for caption in captions:
         paths.setdefault(caption.image_id, caption.image)
         shown.setdefault(caption.image_id, caption.shown)
-    if len(paths) < LEAST_PICTURES:
+    if (things := len(set(shown.values()))) < LEAST_PICTURES:
         raise CalibrationError(
-            f"a calibration needs a split with {LEAST_PICTURES} pictures or more, this one has {len(paths)}; "
+            f"a calibration needs a split with {LEAST_PICTURES} pictures of different things, this one has {things}; "
             "give a manifest with a larger dev split"
         )
     model.eval()

@@ -36,7 +36,7 @@ class StageResult:
         direction: what asks and what is ranked.
         counts: of the Q queries.
         query_ids: Q caption ids when speech asks, Q image ids when an image asks; each once.
-        clusters: Q image ids: the image whose caption asks, or the image that asks.
+        clusters: Q image ids: the image whose caption asks, or the image that asks; or its concept, if it has one.
         gallery_size: N, how many items are ranked.
 
     Raises:

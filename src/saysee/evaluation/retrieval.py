@@ -63,8 +63,10 @@ def evaluate_retrieval(
     model.eval()
     search = search or model.config.search
     paths: dict[str, Path] = {}
+    shown: dict[str, str] = {}
     for caption in captions:
         paths.setdefault(caption.image_id, caption.image)
+        shown.setdefault(caption.image_id, caption.shown)
     image_ids = tuple(paths)
     # Which of several items with one score are among the best k depends on their order. In a random order it is left
     # to chance, so that the fine stage too is at chance on average when all scores are equal; in the manifest's order a
@@ -74,7 +76,9 @@ def evaluate_retrieval(
     spoken = torch.randperm(len(captions), generator=shuffled).tolist()
     image_ids = tuple(image_ids[row] for row in gallery)
     ordered = [captions[row] for row in spoken]
-    caption_images = tuple(caption.image_id for caption in ordered)
+    # captions and pictures of one concept have their right answers in common, and are no independent evidence
+    image_clusters = tuple(shown[image_id] for image_id in image_ids)
+    caption_clusters = tuple(caption.shown for caption in ordered)
 
     image_embedding, image_hidden = _encode_images(
         model, [paths[image_id] for image_id in image_ids], images, batch_size
@@ -82,15 +86,14 @@ def evaluate_retrieval(
     speech_embedding = torch.cat(
         [encoding.embedding for encoding in _encode_speech(model, ordered, speech, batch_size)]
     )
-    shown = {caption.image_id: caption.shown for caption in captions}  # all pictures of its concept are right
     number = {name: row for row, name in enumerate(dict.fromkeys(shown.values()))}
     asked_for = torch.tensor([number[caption.shown] for caption in ordered])
     relevant = asked_for[:, None] == torch.tensor([number[shown[image_id]] for image_id in image_ids])[None]
     similarity = (speech_embedding @ image_embedding.T).cpu()
 
     directions: tuple[tuple[Direction, Tensor, Tensor, tuple[str, ...], tuple[str, ...]], ...] = (
-        ("speech_to_image", similarity, relevant, tuple(caption.id for caption in ordered), caption_images),
-        ("image_to_speech", similarity.T, relevant.T, image_ids, image_ids),
+        ("speech_to_image", similarity, relevant, tuple(caption.id for caption in ordered), caption_clusters),
+        ("image_to_speech", similarity.T, relevant.T, image_ids, image_clusters),
     )
     stages = [_stage("coarse", name, scores, right, *ids) for name, scores, right, *ids in directions]
     recall_at_k: dict[Direction, float] = {}
@@ -107,6 +110,7 @@ def evaluate_retrieval(
         "model_fingerprint": model.fingerprint,
         "images": len(image_ids),
         "captions": len(captions),
+        **({"concepts": len(number)} if len(number) < len(image_ids) else {}),
         **({"rerank": search.rerank, "fusion": search.fusion} if recall_at_k else {}),
         **(about or {}),
     }

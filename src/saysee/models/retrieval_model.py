@@ -1,40 +1,34 @@
-"""SpeechImageModel: recordings and pictures in, embeddings and matching scores out; saved to and read from a folder.
-
-A model folder holds `config.json` (the whole configuration, format version, what the backbones were) and
-`model.safetensors` (the trainable parts). The frozen backbones are referred to by name and fingerprint. The hash of
-every tensor and of the configuration stands in the header of `model.safetensors`, so that an altered file is refused,
-and a training run that finds a better model replaces it by one rename.
-"""
+"""SpeechImageModel: recordings and pictures in, embeddings and matching scores out; saved to and read from a folder."""
 
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import safetensors
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from saysee.config import Config, ImageBackboneConfig, SpeechBackboneConfig
 from saysee.errors import SayseeError
 from saysee.features.audio import as_waveform, load_waveform
 from saysee.features.image import as_rgb, load_image
-from saysee.files import atomic_path, write_text
 from saysee.models.backbones import ImageBackbone, SpeechBackbone, load_image_backbone, load_speech_backbone
 from saysee.models.image_encoder import ImageEncoder, ImageEncoding
+from saysee.models.model_folder import (
+    WEIGHTS_FILE,
+    find_model,
+    hash_tensors,
+    read_model_folder,
+    write_model_folder,
+)
 from saysee.models.multimodal_encoder import MultimodalEncoder
 from saysee.models.speech_encoder import SpeechEncoder, SpeechEncoding
-
-FORMAT_VERSION = 1
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
 
 Recording = Path | str | NDArray[Any] | Mapping[str, Any]
 Picture = Path | str | Image.Image
@@ -44,7 +38,7 @@ class SpeechImageModel(nn.Module):
     """Hears a spoken caption and ranks pictures, with no transcript in between.
 
     Example:
-        >>> model = SpeechImageModel.from_pretrained("runs/tiny")
+        >>> model = SpeechImageModel.from_pretrained("saysee-small")
         >>> speech = model.encode_speech(["question.wav"])
         >>> images = model.encode_image(["cat.jpg", "dog.jpg"])
         >>> model.similarity(speech, images)  # coarse: (1, 2), cosine
@@ -200,45 +194,38 @@ class SpeechImageModel(nn.Module):
 
     # ---- folders
 
-    def save_pretrained(self, folder: Path | str) -> None:
-        """Write the model folder.
+    def save_pretrained(self, folder: Path | str, dtype: torch.dtype = torch.float32) -> None:
+        """Write the model folder; see `saysee.models.model_folder`.
 
-        A reader meanwhile sees the old model or the new one, as long as both have one configuration (in training they
-        have). Over another model's folder, a crash between its two files leaves one that is refused as altered.
+        Args:
+            folder: is made if it is not there.
+            dtype: of the trainable tensors in the file. The model that is read back from float16 or bfloat16 is this
+                one rounded, with a fingerprint of its own.
         """
-        folder = Path(folder)
         described = {
-            "format_version": FORMAT_VERSION,
             "speech_backbone_fingerprint": self.speech_backbone.fingerprint,
             "image_backbone_fingerprint": self.image_backbone.fingerprint,
             "speech_backbone_revision": self.speech_backbone.revision,
             "image_backbone_revision": self.image_backbone.revision,
             **self.config.to_dict(),
         }
-        config_text = json.dumps(described, indent=2) + "\n"
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.trainable_state().items()}
-        hashes = {
-            "tensors_sha256": hash_tensors(state),
-            "config_sha256": hashlib.sha256(config_text.encode()).hexdigest(),
-        }
-        write_text(folder / CONFIG_FILE, config_text)
-        with atomic_path(folder / WEIGHTS_FILE) as temporary:
-            # one entry: safetensors writes several in an order of its own, and equal models should be equal files
-            save_file(state, temporary, {"saysee": json.dumps(hashes)})
+        state = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in self.trainable_state().items()}
+        write_model_folder(Path(folder), described, state)
 
     @classmethod
     def from_pretrained(cls, folder: Path | str, device: str | torch.device = "cpu") -> "SpeechImageModel":
         """Read a model folder, in eval mode.
 
         Args:
-            folder: what `save_pretrained` or `saysee train` wrote.
+            folder: what `save_pretrained` or `saysee train` wrote, or the name of a model in the package:
+                `saysee-small`.
             device: where the model goes.
 
         Raises:
             SayseeError: no such folder, a file missing or altered, a newer format, a backbone that is not the one the
                 model was trained on.
         """
-        folder = Path(folder)
+        folder = find_model(folder)
         saved = read_model_folder(folder)
         sizes, described = saved.config.model, saved.described
         # where the configuration leaves the revision open, the commit that was the newest when the model was trained
@@ -254,63 +241,6 @@ class SpeechImageModel(nn.Module):
                 )
         model.load_trainable_state(saved.state, str(folder / WEIGHTS_FILE))
         return model.to(device).eval()
-
-
-@dataclass(frozen=True)
-class SavedModel:
-    """A model folder's content, checked against its hashes."""
-
-    config: Config
-    described: dict[str, Any]
-    state: dict[str, Tensor]
-
-
-def read_model_folder(folder: Path) -> SavedModel:
-    """Read and check a model folder without loading its backbones.
-
-    Raises:
-        SayseeError: no such folder, a file missing or altered, a newer format.
-    """
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (folder / name).is_file():
-            raise SayseeError(
-                f"{folder} is no model folder: {name} is missing; give a folder written by `saysee train` or "
-                "`save_pretrained`"
-            )
-    config_bytes = (folder / CONFIG_FILE).read_bytes()
-    altered = f"{folder}: {{}} was altered or damaged after it was written; restore the folder from a copy"
-    try:
-        described = json.loads(config_bytes)
-        version = described.pop("format_version")
-    except (ValueError, KeyError, AttributeError, TypeError):
-        raise SayseeError(altered.format(CONFIG_FILE)) from None
-    if version != FORMAT_VERSION:
-        raise SayseeError(
-            f"{folder} has model format {version}; this saysee reads format {FORMAT_VERSION}: upgrade saysee, or train "
-            "again"
-        )
-    try:
-        with safetensors.safe_open(folder / WEIGHTS_FILE, "pt") as file:
-            hashes = dict(json.loads((file.metadata() or {})["saysee"]))
-        state = load_file(folder / WEIGHTS_FILE)
-    except (safetensors.SafetensorError, OSError, KeyError, ValueError, TypeError):
-        raise SayseeError(altered.format(WEIGHTS_FILE)) from None
-    if hashes.get("tensors_sha256") != hash_tensors(state):
-        raise SayseeError(altered.format(WEIGHTS_FILE))
-    if hashes.get("config_sha256") != hashlib.sha256(config_bytes).hexdigest():
-        raise SayseeError(altered.format(CONFIG_FILE))
-    sections = {name: described[name] for name in Config.__dataclass_fields__ if name in described}
-    return SavedModel(Config.from_dict(sections), described, state)
-
-
-def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 (hexadecimal) over names, types, shapes and bytes, in the order of the names."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def concatenate_speech(parts: Sequence[SpeechEncoding]) -> SpeechEncoding:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from saysee.errors import SayseeError
 from saysee.files import write_text
+from saysee.models.model_folder import name_of_model
 from saysee.models.retrieval_model import SpeechImageModel
 from saysee.search.encoding import Encoder
 from saysee.search.folder import Changes, FoundFile, compare, list_folder
@@ -80,7 +81,7 @@ def build_index(
     wanted = Description(
         folder=folder.resolve(),
         kind=kind,
-        model=model_folder.resolve(),
+        model=name_of_model(model_folder),
         model_fingerprint=model.fingerprint,
         dim=model.config.model.embedding_dim,
         # a Milvus collection keeps no tokens, and those of pictures alone are made again
@@ -237,7 +238,7 @@ def _refuse_other(into: Path, wanted: Description) -> None:
     if found.model_fingerprint != wanted.model_fingerprint:
         raise SayseeError(
             f"{into} was built with {found.model} (fingerprint {found.model_fingerprint[:12]}), and {wanted.model} has "
-            f"fingerprint {wanted.model_fingerprint[:12]}; give another --into, or remove {into}"
+            f"fingerprint {wanted.model_fingerprint[:12]}; give --model {found.model}, another --into, or remove {into}"
         )
     for name in ("folder", "kind", "fine", "milvus", "collection"):
         old, new = getattr(found, name), getattr(wanted, name)

@@ -33,7 +33,7 @@ class Description:
     Attributes:
         folder: where the files are.
         kind: what they are.
-        model: the model folder it was built with.
+        model: the model folder it was built with, or the name of a model in the package.
         model_fingerprint: that model's fingerprint.
         dim: E, the length of an embedding.
         fine: whether the fine stage has tokens to work on: stored ones, or made again from the files.
@@ -138,7 +138,7 @@ class Index:
             raise SayseeError(
                 f"the index was built with {self.description.model} (fingerprint "
                 f"{self.description.model_fingerprint[:12]}), and {name} has fingerprint {model.fingerprint[:12]}; "
-                "give the index its own model, or build another index with this one"
+                "give the index its own model, or build it again with this one"
             )
 
     @contextmanager

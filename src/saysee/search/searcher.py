@@ -18,6 +18,7 @@ from saysee.errors import SayseeError
 from saysee.models.calibration import BACKGROUND, read_calibration, standardised
 from saysee.models.heat import Heat, attention_map
 from saysee.models.image_encoder import ImageEncoding
+from saysee.models.model_folder import find_model
 from saysee.models.retrieval_model import SpeechImageModel
 from saysee.models.speech_encoder import SpeechEncoding
 from saysee.search.index import Index
@@ -104,7 +105,7 @@ class Searcher:
         index.require_model(model, name)
         self.index = index
         self.model = model.eval()
-        self.calibration = read_calibration(index.description.model, index.description.model_fingerprint)
+        self.calibration = read_calibration(find_model(index.description.model), index.description.model_fingerprint)
         self._prepared = None
         if index.description.fine and index.description.kind == "picture":
             self._prepared = PreparedPictures(model.require_multimodal_encoder())

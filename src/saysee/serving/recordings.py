@@ -149,7 +149,9 @@ class Recordings:
         file = self.sounds / f"{name}.flac"
         with atomic_path(file) as temporary:
             temporary.write_bytes(sound.getvalue())
-        caption = SpokenCaption(name, file, path, self.folder / path, None, speaker, language, "train")
+        # what the manifest says of a picture, it says of all its recordings
+        concept = next((caption.concept for caption in self._captions.values() if caption.image_id == path), None)
+        caption = SpokenCaption(name, file, path, self.folder / path, None, speaker, language, "train", concept)
         self._write({**self._captions, recording_id: caption})
         return Kept(recording_id, len(waveform) / SAMPLE_RATE)
 

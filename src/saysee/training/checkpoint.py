@@ -19,7 +19,7 @@ from torch import Tensor
 from saysee.config import Config, differences
 from saysee.errors import SayseeError
 from saysee.files import atomic_path
-from saysee.models.retrieval_model import hash_tensors
+from saysee.models.model_folder import hash_tensors
 from saysee.training.step import Learner
 
 FORMAT_VERSION = 1

@@ -55,8 +55,8 @@ class Losses(NamedTuple):
     Attributes:
         total: a scalar with gradient: this process's share, such that the mean over all processes is L.
         sic: of the whole batch, a scalar without gradient.
-        sim: the same; None without the matching task.
-        matching_accuracy: share of the whole batch's pairs on the right side of 0; None without the matching task.
+        sim: the same; None where SIM is not trained, or not yet.
+        matching_accuracy: share of the whole batch's pairs on the right side of 0; None with `sim`.
     """
 
     total: Tensor
@@ -109,6 +109,7 @@ def training_step(
     model, momentum, queue, optimizer = learner.model, learner.momentum, learner.queue, learner.optimizer
     objective = parallel or JointLoss(model)
     alpha = distillation_alpha(config.loss.distillation_alpha, step, config.loss.distillation_ramp_steps)
+    matching = config.loss.matching and step >= config.loss.matching_from_step
     model.train()
     optimizer.zero_grad(set_to_none=True)
 
@@ -129,7 +130,7 @@ def training_step(
         # gradients are added up here, and exchanged once
         with parallel.no_sync() if parallel is not None and not last else nullcontext():
             losses, own_keys = objective(
-                Task(batch, image_id, slow, slow_keys, queue, alpha, draws.to(model.device)),
+                Task(batch, image_id, slow, slow_keys, queue, alpha, matching, draws.to(model.device)),
                 config.loss,
                 ranks,
                 read_tokens,
@@ -176,6 +177,7 @@ class Task(NamedTuple):
         slow_keys: those of the whole batch (B, E).
         queue: of earlier batches.
         alpha: share of the momentum model's own softmax in the targets.
+        matching: whether SIM has begun.
         draws: numbers in [0, 1) that decide each row's negative image and negative recording (2, b).
     """
 
@@ -185,6 +187,7 @@ class Task(NamedTuple):
     slow_keys: Keys | None
     queue: MomentumQueue
     alpha: float
+    matching: bool
     draws: Tensor
 
 
@@ -237,9 +240,10 @@ class JointLoss(nn.Module):
         share, whole_sic, _ = _over_ranks(sic, len(batch.image_id), ranks)
         _require_finite(whole_sic, "loss of SIC")  # before negatives are drawn from its similarities
         detached = Keys(*(part.detach() for part in own_keys))
-        if self.multimodal_encoder is None:
+        if not task.matching:
             return Losses(share, whole_sic, None, None), detached
 
+        assert self.multimodal_encoder is not None, "a model that is trained with matching has one"
         pairs = draw_pairs(self, speech, image, keys, task, config, ranks, read_tokens, autocast)
         with autocast():
             match_logit = self.multimodal_encoder.match_pairs(*pairs)
@@ -248,6 +252,14 @@ class JointLoss(nn.Module):
         sim_share, whole_sim, accuracy = _over_ranks(sim_loss(positive, negative), len(match_logit), ranks, correct)
         _require_finite(whole_sim, "loss of SIM")
         return Losses(share + sim_share, whole_sic, whole_sim, accuracy), detached
+
+
+def in_parallel(model: SpeechImageModel) -> DistributedDataParallel:
+    """Wrap the joint loss of a model so that its gradients are those of all processes."""
+    loss = model.config.loss
+    # before SIM begins the multimodal encoder has no gradient, for which the others would wait
+    late = loss.matching and loss.matching_from_step > 0
+    return DistributedDataParallel(JointLoss(model), find_unused_parameters=late)
 
 
 class Pairs(NamedTuple):

@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from saysee.config import Config
@@ -23,13 +22,14 @@ from saysee.data.sampler import BatchOrder, mixed_seed, uniform_draws
 from saysee.errors import SayseeError
 from saysee.files import sole_process
 from saysee.losses.queue import MomentumQueue
+from saysee.models.model_folder import WEIGHTS_FILE
 from saysee.models.momentum import MomentumEncoder
-from saysee.models.retrieval_model import WEIGHTS_FILE, SpeechImageModel
+from saysee.models.retrieval_model import SpeechImageModel
 from saysee.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from saysee.training.distributed import Ranks
 from saysee.training.logging import RunLog
 from saysee.training.optimizer import build_optimizer
-from saysee.training.step import JointLoss, Learner, training_step
+from saysee.training.step import Learner, in_parallel, training_step
 
 CHECKPOINT_FILE = "training/last.safetensors"
 READ_AHEAD = 3
@@ -142,7 +142,7 @@ def _train(
         ranks.from_main(partial(save, progress))
     parallel = None
     if ranks.size > 1:
-        parallel = DistributedDataParallel(JointLoss(model))
+        parallel = in_parallel(model)
 
     with ExitStack() as open_things:
         reader = ThreadPoolExecutor(1 if settings.live_features else READERS)
