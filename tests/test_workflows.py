@@ -295,9 +295,9 @@ def test_extraction_beforehand_leaves_training_nothing_to_do(
     expected = sum(path.stat().st_size for path in cache.rglob("*.safetensors"))
     assert line.startswith("the features will take about ")
     assert expected < 100_000
-    before = contents(cache)
+    before = shards(cache)
     train_on_manifest(recipe("--training.steps", "1"), manifest, tmp_path / "model", cache=cache)
-    assert contents(cache) == before
+    assert shards(cache) == before
 
 
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(

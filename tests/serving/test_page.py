@@ -83,7 +83,7 @@ def test_what_is_said_while_the_button_is_held_is_asked(page: Page, fake: FakeAp
     assert fake.queries == [{"top": "12"}]
     assert likeness(load_waveform(recording), said) > 0.95  # but for the encoding
     # thumbnails are shown, and the question can be played again
-    assert page.locator(".card img").evaluate_all("images => images.every((one) => one.naturalWidth > 0)")
+    page.wait_for_function("() => [...document.querySelectorAll('.card img')].every((one) => one.naturalWidth > 0)")
     page.get_by_role("button", name="Play your question").click()
     expect(page.locator("#play-question")).to_contain_text("Pause")
 
