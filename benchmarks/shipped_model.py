@@ -30,9 +30,9 @@ import torch
 from emoji_words import AT_LEAST, askable, concepts_named
 from record import RESULTS, keep
 from saysee.data.emoji import TEST_VENDOR, read_concepts
-from saysee.data.flickr8k import listed_splits, token_lines
 from saysee.data.manifest import Manifest, read_manifest
 from saysee.data.picture_folder import prepare
+from saysee.data.written_captions import read_captions
 from saysee.evaluation.bootstrap import bootstrap_intervals
 from saysee.evaluation.report import markdown_table
 from saysee.evaluation.results import Results
@@ -179,12 +179,11 @@ def drawings_of_concepts(folder: Path) -> Manifest:
 
 def photographs(model: SpeechImageModel, emoji: Manifest, folder: Path) -> dict[str, Any]:
     """Return the precision at ten of every word that is said of ten photographs or more."""
-    tokens = folder / "Flickr8k.token.txt"
-    names = listed_splits({"test": tokens.with_name("Flickr_8k.testImages.txt")}, [])
-    captions = [(image, text) for image, _, text in token_lines(tokens, []) if image in names]
-    said_of = askable(read_concepts(), captions, at_least=AT_LEAST)
-    gallery = sorted(names)
-    pictures = model.encode_image([photograph_path(folder, name) for name in gallery])
+    captions = [c for c in read_captions(folder / "Flickr8k.token.txt")[0] if c.split == "test"]
+    said_of = askable(read_concepts(), [(c.image.name, c.text) for c in captions], at_least=AT_LEAST)
+    paths = {c.image.name: c.image for c in captions}
+    gallery = sorted(paths)
+    pictures = model.encode_image([paths[name] for name in gallery])
     words: dict[str, Any] = {}
     for word, photographed in said_of.items():
         said = {name: [c.audio for c in emoji.of("test") if c.text == name] for name in (word, f"{word} face")}
@@ -200,10 +199,6 @@ def photographs(model: SpeechImageModel, emoji: Manifest, folder: Path) -> dict[
         "mean_share_of_all": round(float(np.mean([word["share_of_all"] for word in words.values()])), 3),
         "by_word": words,
     }
-
-
-def photograph_path(folder: Path, name: str) -> Path:
-    return next(path for path in (folder / "images" / name, folder / "Images" / name, folder / name) if path.exists())
 
 
 def speed(model: SpeechImageModel, emoji: Manifest) -> dict[str, Any]:

@@ -76,7 +76,9 @@ def structural_faults(manifest: Manifest, needed: Sequence[Split] = SPLITS) -> l
         needed: splits that must not be empty. A corpus that is only tested on may have nothing else.
     """
     captions = _suspects(manifest)
-    faults = _repeated_ids(captions) + _images_with_two_files(captions) + _images_of_two_concepts(captions)
+    faults = _repeated_ids(captions)
+    faults += _images_with_two(captions, lambda c: str(c.image), "two files,")
+    faults += _images_with_two(captions, lambda c: c.concept, "the concepts")
     faults += [
         Fault(None, f"no caption is in {split}; give the manifest all of {', '.join(needed)}")
         for split in needed
@@ -292,23 +294,17 @@ def _repeated_ids(captions: Iterable[SpokenCaption]) -> list[Fault]:
     ]
 
 
-def _images_with_two_files(captions: Iterable[SpokenCaption]) -> list[Fault]:
+def _images_with_two(
+    captions: Iterable[SpokenCaption], value_of: Callable[[SpokenCaption], str | None], what: str
+) -> list[Fault]:
+    """Find images whose captions do not agree in a value; `what` leads to the two in the fault."""
     faults = []
     for group in _grouped(captions, lambda c: c.image_id):
-        other = next((c for c in group if c.image != group[0].image), None)
+        first = group[0]
+        other = next((c for c in group if value_of(c) != value_of(first)), None)
         if other is not None:
-            files = f"{str(group[0].image)!r} and, in {other.id!r}, {str(other.image)!r}"
-            faults.append(Fault(group[0].id, f"image_id {group[0].image_id!r} has two files, {files}; give one"))
-    return faults
-
-
-def _images_of_two_concepts(captions: Iterable[SpokenCaption]) -> list[Fault]:
-    faults = []
-    for group in _grouped(captions, lambda c: c.image_id):
-        other = next((c for c in group if c.concept != group[0].concept), None)
-        if other is not None:
-            concepts = f"{group[0].concept!r} and, in {other.id!r}, {other.concept!r}"
-            faults.append(Fault(group[0].id, f"image_id {group[0].image_id!r} has the concepts {concepts}; give one"))
+            values = f"{value_of(first)!r} and, in {other.id!r}, {value_of(other)!r}"
+            faults.append(Fault(first.id, f"image_id {first.image_id!r} has {what} {values}; give one"))
     return faults
 
 
