@@ -7,6 +7,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from flickr8k_synthetic.suite import main
+from saysee.errors import SayseeError
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except SayseeError as error:
+        sys.exit(f"flickr8k_synthetic: {error}")
