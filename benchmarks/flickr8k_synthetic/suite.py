@@ -72,9 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         elif stage == "runs":
             runs = [run for run in plan() if run.row in options.rows and run.captions in captions]
             runs = [run for run in runs if options.seeds is None or run.seed in options.seeds]
-            if options.change:
+            if options.split == "dev":  # where recipes are tried: on clean data, all for the same steps
                 plain = [run for run in runs if run.noise == 0 and not run.equal_time]
-                runs = [replace(run, changes=tuple(options.change)) for run in plain]
+                runs = [replace(run, changes=tuple(options.change or ())) for run in plain]
             while any(attempt(run, options.split) for run in runs):
                 pass  # from the first again: what waited for the time of another run may be next
             if options.picture_words is not None and options.split == "test":
