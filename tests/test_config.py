@@ -45,6 +45,8 @@ def test_overrides_win_over_the_file_and_keep_the_rest(tmp_path: Path) -> None:
         ("loss: {same_image: ignored}", "same_image"),
         ("loss: {queue_size: -1}", "LossConfig.queue_size is -1; allowed: 0 or more"),
         ("loss: {queue_size: 0, image_negatives_from: queue}", "`batch` when queue_size is 0"),
+        ("loss: {image_negatives_from: queue, matching_loss: list}", "`batch` when matching_loss is list"),
+        ("loss: {matching_loss: pairs}", "matching_loss"),
         ("loss: {distillation_alpha: 1.5}", "distillation_alpha is 1.5; allowed: from 0 to 1"),
         ("training: {learning_rate: 0}", "learning_rate is 0"),
         ("training: {betas: [0.9, 1.0]}", "betas"),

@@ -112,7 +112,7 @@ def test_every_command_can_be_given(doc: Path) -> None:
                     if not re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE):
                         faults.append(f"{words}: no such target")
                 case ["python", script, *_]:
-                    if not (ROOT / script).is_file():
+                    if not ((ROOT / script).is_file() or (ROOT / script / "__main__.py").is_file()):
                         faults.append(f"{words}: no such file")
         except (SystemExit, saysee.errors.SayseeError) as error:
             faults.append(f"{words}: {error}")
@@ -188,7 +188,14 @@ def test_every_function_named_exists(doc: Path) -> None:
 
 def test_the_method_names_all_of_the_losses_and_a_test_for_each_trap() -> None:
     named = references(METHOD)
-    losses = {"sic_loss", "contrastive_targets", "distillation_alpha", "draw_negatives", "sim_loss"}
+    losses = {
+        "sic_loss",
+        "contrastive_targets",
+        "list_cross_entropy",
+        "distillation_alpha",
+        "draw_negatives",
+        "sim_loss",
+    }
     assert losses | {"JointLoss.forward"} <= {name for _, name in named}
     traps = METHOD.read_text(encoding="utf-8").partition("## Easy to get wrong")[2]
     items = re.split(r"^\d+\. ", traps, flags=re.MULTILINE)[1:]

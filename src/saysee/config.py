@@ -155,6 +155,10 @@ class LossConfig:
         matching_from_step: the step from which on it is; SIC alone is trained before, so that hard negatives are
             drawn by similarities that mean something, and most steps cost a fraction. 0 in the paper, whose loss is
             the sum of both; later is ours.
+        matching_loss: `binary`, matched or not matched, of each pair and two drawn negatives [ALBEF]; or `list`: every
+            recording of the batch is scored with every picture, and what belongs together is to come first in either
+            direction (ours). It has no negatives to draw, and is meant for a multimodal encoder of one layer, where
+            all pairs cost no more than the drawn ones do.
         negatives: SIM's negatives are drawn `hard`, with the probability of SIC's softmax [ALBEF], or at `random`.
         image_negatives_from: the negative images are drawn from the `batch` [ALBEF], or from batch and `queue`: the
             queue then names an image and its tokens are read again by id (the paper's figure says that the queue
@@ -170,6 +174,7 @@ class LossConfig:
     same_image: Literal["positives", "excluded"] = "positives"
     matching: bool = True
     matching_from_step: int = 0
+    matching_loss: Literal["binary", "list"] = "binary"
     negatives: Literal["hard", "random"] = "hard"
     image_negatives_from: Literal["batch", "queue"] = "batch"
     negatives_from_all_ranks: bool = False
@@ -184,6 +189,12 @@ class LossConfig:
             self,
             "image_negatives_from",
             "`batch` when queue_size is 0",
+        )
+        _require(
+            self.image_negatives_from == "batch" or self.matching_loss == "binary",
+            self,
+            "image_negatives_from",
+            "`batch` when matching_loss is list, which scores the batch",
         )
 
     @property

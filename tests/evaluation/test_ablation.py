@@ -11,18 +11,18 @@ from saysee.config import Config, LossConfig, TrainingConfig
 from saysee.errors import SayseeError
 from saysee.evaluation.ablation import ROWS, config_of, require_rows
 
-SWITCHES = {"queue_size", "image_negatives_from", "distillation_alpha", "matching", "negatives"}
+SWITCHES = {"queue_size", "image_negatives_from", "distillation_alpha", "matching", "matching_loss", "negatives"}
 
 recipes = st.builds(
     lambda loss, training: Config(loss=loss, training=training),
     st.builds(
-        LossConfig,
+        lambda form, **values: LossConfig(**form, **values),
+        st.sampled_from([{"matching_loss": "list"}, {"image_negatives_from": "queue"}, {}]),
         queue_size=st.integers(1, 70_000),
         momentum=st.floats(0, 0.999),
         distillation_alpha=st.floats(0.01, 1),
         distillation_ramp_steps=st.integers(0, 1000),
         same_image=st.sampled_from(["positives", "excluded"]),
-        image_negatives_from=st.sampled_from(["batch", "queue"]),
         negatives_from_all_ranks=st.booleans(),
     ),
     st.builds(
@@ -51,14 +51,14 @@ def test_each_row_has_its_own_parts_and_no_other(config: Config) -> None:
         "contrast": (0, 0, False),
         "queue": (queue, 0, False),
         "distillation": (0, alpha, False),
-        "matching-random": (0, 0, True, "random"),
-        "matching-hard": (0, 0, True, "hard"),
-        "all": (queue, alpha, True, "hard"),
+        "matching-random": (0, 0, True, "random", "binary"),
+        "matching-hard": (0, 0, True, "hard", "binary"),
+        "all": (queue, alpha, True, "hard", config.loss.matching_loss),
     }
     assert list(ROWS) == list(expected)
     for row, parts in expected.items():
         loss = config_of(config, row, 0).loss
-        there = (loss.queue_size, loss.distillation_alpha, loss.matching, loss.negatives)
+        there = (loss.queue_size, loss.distillation_alpha, loss.matching, loss.negatives, loss.matching_loss)
         assert there[: len(parts)] == parts, row
     assert config_of(config, "all", config.training.seed) == config
 

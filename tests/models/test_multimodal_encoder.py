@@ -58,17 +58,42 @@ def test_shared_work_equals_the_plain_form_in_value_and_gradient(layers: int) ->
             for s, i in zip(speech_index.tolist(), image_index.tolist(), strict=True)
         ]
     )
-    torch.testing.assert_close(shared, plain.float(), atol=1e-6, rtol=0)
-    leaves = [speech, image, *encoder.parameters()]
-    weights = torch.randn(6, dtype=torch.float64)
-    for mine, reference in zip(
-        torch.autograd.grad((shared * weights).sum(), leaves, allow_unused=True),
-        torch.autograd.grad((plain * weights).sum(), leaves, allow_unused=True),
+    assert_same_value_and_gradient(shared, plain, [speech, image, *encoder.parameters()])
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_all_pairs_together_equal_the_plain_form_in_value_and_gradient(layers: int, again: bool) -> None:
+    torch.manual_seed(0)
+    encoder = MultimodalEncoder(small_config(multimodal_layers=layers, dropout=0.0).model).double()
+    encoder.activation_checkpointing = again
+    lengths = [7, 3, 5]
+    speech = torch.randn(3, 7, 16, dtype=torch.float64, requires_grad=True)
+    mask = torch.arange(7)[None] < torch.tensor(lengths)[:, None]
+    image = torch.randn(4, 5, 16, dtype=torch.float64, requires_grad=True)
+
+    together = encoder.match_all(speech, mask, image)
+    plain = torch.stack(
+        [
+            torch.stack([plain_match_logit(encoder, one[:length], picture) for picture in image])
+            for one, length in zip(speech, lengths, strict=True)
+        ]
+    )
+    assert together.shape == (3, 4)
+    assert_same_value_and_gradient(together, plain, [speech, image, *encoder.parameters()])
+
+
+def assert_same_value_and_gradient(ours: Tensor, reference: Tensor, leaves: list[Tensor]) -> None:
+    torch.testing.assert_close(ours, reference.float(), atol=1e-6, rtol=0)
+    weights = torch.randn(ours.shape, dtype=torch.float64)
+    for mine, wanted in zip(
+        torch.autograd.grad((ours * weights).sum(), leaves, allow_unused=True),
+        torch.autograd.grad((reference * weights).sum(), leaves, allow_unused=True),
         strict=True,
     ):
         torch.testing.assert_close(
             torch.zeros(()) if mine is None else mine,
-            torch.zeros(()) if reference is None else reference,
+            torch.zeros(()) if wanted is None else wanted,
             atol=1e-5,
             rtol=1e-5,
             check_dtype=False,

@@ -161,6 +161,38 @@ def test_a_batch_of_one_image_trains_on_positives_alone() -> None:
     assert report.sim == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize("layers", [1, 2])
+def test_as_a_list_each_side_is_to_find_its_own_among_the_whole_batch(layers: int) -> None:
+    """Rows 0 and 2 show one image, so each has two right answers; scored pair by pair here."""
+    learner = make_learner(matching_loss="list", multimodal_layers=layers)
+    model, ids = learner.model, [4, 5, 4, 6]
+    batch = make_batch(ids)
+    speech = model.speech_encoder(batch.speech, batch.speech_mask)
+    hidden = model.image_encoder(batch.image_tokens).hidden
+    speech_row, image_row = torch.arange(4).repeat_interleave(4), torch.arange(4).repeat(4)
+    logits = (
+        model.require_multimodal_encoder()
+        .match_pairs(speech.hidden, speech.mask, hidden, speech_row, image_row)
+        .view(4, 4)
+    )
+    costs, hits = [], []
+    for table in (logits, logits.T):
+        for row, own in enumerate(ids):
+            right = [column for column, other in enumerate(ids) if other == own]
+            costs.append(-table[row].log_softmax(0)[right].mean())
+            hits.append(int(table[row].argmax()) in right)
+    losses, _ = joint_loss(learner, batch, torch.rand(2, 4, dtype=torch.float64))
+    assert losses.sim is not None
+    assert losses.matching_accuracy is not None
+    expected = torch.stack(costs).mean()
+    torch.testing.assert_close(losses.sim, expected.detach(), atol=1e-6, rtol=0)
+    assert losses.matching_accuracy.item() == pytest.approx(sum(hits) / 8)
+    weight = model.require_multimodal_encoder().head.weight
+    torch.testing.assert_close(
+        *(torch.autograd.grad(loss, weight)[0] for loss in (losses.total, expected)), atol=1e-6, rtol=0
+    )
+
+
 def test_a_loss_that_is_not_finite_changes_nothing() -> None:
     learner = make_learner()
     before = snapshot(learner)

@@ -20,9 +20,15 @@ ROWS: Mapping[str, Mapping[str, object]] = {
         "queue_size": 0,
         "image_negatives_from": "batch",
         "distillation_alpha": 0.0,
+        "matching_loss": "binary",
         "negatives": "random",
     },
-    "matching-hard": {"queue_size": 0, "image_negatives_from": "batch", "distillation_alpha": 0.0},
+    "matching-hard": {
+        "queue_size": 0,
+        "image_negatives_from": "batch",
+        "distillation_alpha": 0.0,
+        "matching_loss": "binary",
+    },
     "all": {},
 }
 """The switch matrix: by row, what of the recipe's `LossConfig` is changed. The choice of rows is ours.

@@ -51,6 +51,22 @@ def contrastive_targets(
     return own.to(dtype), same & ~own
 
 
+def list_cross_entropy(logits: Tensor, targets: Tensor, excluded: Tensor) -> Tensor:
+    """Mean over rows of the cross-entropy between softmax(logits) and the targets.
+
+    Args:
+        logits: (B, N).
+        targets: (B, N), of which each row sums to 1.
+        excluded: (B, N), True where a column is left out of the denominator; its target is 0.
+
+    Returns:
+        A scalar.
+    """
+    log_probability = logits.masked_fill(excluded, -torch.inf).log_softmax(1)
+    # an excluded column has target 0 and log-probability -inf, whose product would be NaN
+    return -(targets * log_probability.masked_fill(excluded, 0)).sum(1).mean()
+
+
 def sic_loss(
     speech_embedding: Tensor,
     image_embedding: Tensor,
@@ -96,9 +112,7 @@ def sic_loss(
             with torch.no_grad():
                 pseudo = (slow_query @ key.T / temperature).masked_fill(excluded, -torch.inf).softmax(1)
                 targets = (1 - alpha) * truth + alpha * pseudo
-        log_probability = (query @ key.T / temperature).masked_fill(excluded, -torch.inf).log_softmax(1)
-        # an excluded column has target 0 and log-probability -inf, whose product would be NaN
-        total = total - (targets * log_probability.masked_fill(excluded, 0)).sum(1).mean()
+        total = total + list_cross_entropy(query @ key.T / temperature, targets, excluded)
     return total / 2
 
 

@@ -126,8 +126,38 @@ class MultimodalEncoder(nn.Module):
                 x = compute(layer, layer.attend_to_image, x, queries, keys, values, again=again)
             else:
                 x = compute(layer, layer, x, mask, keys, values, number == last, again=again)
-        not_matched, matched = self.head(self.output_norm(x[:, 0])).float().unbind(-1)
-        return torch.sub(matched, not_matched)
+        return self._score(x[:, 0])
+
+    def match_all(self, speech_hidden: Tensor, speech_mask: Tensor, image_hidden: Tensor) -> Tensor:
+        """Score every one of S recordings with every one of I pictures.
+
+        Each picture is attended to by the rows of all recordings at once, so that neither side is copied for each
+        pair. With a single layer these rows are [CLS] alone, and all pairs of a batch cost about what `match_pairs`
+        takes for a few of them.
+
+        Args:
+            speech_hidden: (S, T, H).
+            speech_mask: (S, T).
+            image_hidden: projected tokens (I, P, H).
+
+        Returns:
+            `match_logit` (S, I), float32.
+        """
+        speech, images = self.prepare_speech(speech_hidden, speech_mask), self.prepare_images(image_hidden)
+        recordings, pictures = len(speech_hidden), len(image_hidden)
+        again, last = self.activation_checkpointing, len(self.layers) - 1
+        mask = speech_mask.expand(pictures, -1, -1).flatten(0, 1)  # (I S, T)
+        x = speech.states.flatten(0, 1)  # (S T, H), of one row a recording if there is one layer
+        queries = speech.queries.transpose(0, 1).flatten(1, 2).expand(pictures, -1, -1, -1)  # (I, N, S T, d)
+        for number, (layer, (keys, values)) in enumerate(zip(self.layers, images.keys_values, strict=True)):
+            assert isinstance(layer, MultimodalLayer)
+            if number > 0:
+                by_pair = x.view(pictures * recordings, -1, x.shape[2])  # (I S, T, H)
+                by_pair = compute(layer, layer.attend_to_speech, by_pair, mask, number == last, again=again)
+                x = by_pair.view(pictures, -1, x.shape[2])
+                queries = layer.ask(x)
+            x = compute(layer, layer.attend_to_image, x, queries, keys, values, again=again)  # (I, S T, H)
+        return self._score(x.view(pictures, recordings, -1, x.shape[2])[:, :, 0]).T
 
     def cross_attention(self, speech: PreparedSpeech, images: PreparedImages) -> Tensor:
         """Return how much of its attention each frame of M recordings gives to each token of their pictures.
@@ -176,3 +206,8 @@ class MultimodalEncoder(nn.Module):
         speech = self.prepare_speech(speech_hidden, speech_mask).select(speech_index)
         logit: Tensor = self(speech, self.prepare_images(image_hidden).select(image_index))
         return logit
+
+    def _score(self, cls: Tensor) -> Tensor:
+        """Map the last layer's [CLS] (..., H) to `match_logit` (...)."""
+        not_matched, matched = self.head(self.output_norm(cls)).float().unbind(-1)
+        return torch.sub(matched, not_matched)

@@ -20,12 +20,13 @@ from torch.nn.parallel import DistributedDataParallel
 from saysee.config import Config, LossConfig
 from saysee.data.collate import Batch
 from saysee.data.sampler import mixed_seed, uniform_draws
-from saysee.losses.contrastive import Keys, distillation_alpha, sic_loss
+from saysee.losses.contrastive import Keys, contrastive_targets, distillation_alpha, list_cross_entropy, sic_loss
 from saysee.losses.hard_negatives import draw_negatives
 from saysee.losses.matching import sim_loss
 from saysee.losses.queue import MomentumQueue
 from saysee.models.image_encoder import ImageEncoding
 from saysee.models.momentum import MomentumEncoder
+from saysee.models.multimodal_encoder import MultimodalEncoder
 from saysee.models.retrieval_model import SpeechImageModel
 from saysee.models.speech_encoder import SpeechEncoding
 from saysee.training.distributed import Ranks
@@ -56,7 +57,8 @@ class Losses(NamedTuple):
         total: a scalar with gradient: this process's share, such that the mean over all processes is L.
         sic: of the whole batch, a scalar without gradient.
         sim: the same; None where SIM is not trained, or not yet.
-        matching_accuracy: share of the whole batch's pairs on the right side of 0; None with `sim`.
+        matching_accuracy: share of the whole batch's pairs on the right side of 0, or of its lists of which the right
+            one is first; None with `sim`.
     """
 
     total: Tensor
@@ -244,12 +246,17 @@ class JointLoss(nn.Module):
             return Losses(share, whole_sic, None, None), detached
 
         assert self.multimodal_encoder is not None, "a model that is trained with matching has one"
-        pairs = draw_pairs(self, speech, image, keys, task, config, ranks, read_tokens, autocast)
-        with autocast():
-            match_logit = self.multimodal_encoder.match_pairs(*pairs)
-        positive, negative = match_logit[: len(batch.image_id)], match_logit[len(batch.image_id) :]
-        correct = torch.cat([positive > 0, negative < 0]).float().mean()
-        sim_share, whole_sim, accuracy = _over_ranks(sim_loss(positive, negative), len(match_logit), ranks, correct)
+        if config.matching_loss == "list":
+            sim, correct = match_lists(self.multimodal_encoder, speech, image, task, config, ranks, autocast)
+            terms = len(batch.image_id)
+        else:
+            pairs = draw_pairs(self, speech, image, keys, task, config, ranks, read_tokens, autocast)
+            with autocast():
+                match_logit = self.multimodal_encoder.match_pairs(*pairs)
+            positive, negative = match_logit[: len(batch.image_id)], match_logit[len(batch.image_id) :]
+            sim, correct = sim_loss(positive, negative), torch.cat([positive > 0, negative < 0]).float().mean()
+            terms = len(match_logit)
+        sim_share, whole_sim, accuracy = _over_ranks(sim, terms, ranks, correct)
         _require_finite(whole_sim, "loss of SIM")
         return Losses(share + sim_share, whole_sic, whole_sim, accuracy), detached
 
@@ -280,6 +287,69 @@ class Pairs(NamedTuple):
     image: Tensor
 
 
+class Pool(NamedTuple):
+    """What SIM joins a process's own pairs with: its part of the batch, or the whole of it. C candidates.
+
+    Attributes:
+        speech_hidden: (C, T, H), with gradient also into other processes.
+        speech_mask: (C, T).
+        image_hidden: (C, P, H), with gradient also into other processes.
+        rows: which rows of the whole batch they are.
+        first: which of them is the process's own first pair; its others follow.
+    """
+
+    speech_hidden: Tensor
+    speech_mask: Tensor
+    image_hidden: Tensor
+    rows: slice
+    first: int
+
+
+def matching_pool(speech: SpeechEncoding, image: ImageEncoding, count: int, config: LossConfig, ranks: Ranks) -> Pool:
+    """Return a process's part, or with `negatives_from_all_ranks` the whole batch of `count` pairs."""
+    part = ranks.part(count)
+    if not config.negatives_from_all_ranks or ranks.size == 1:
+        return Pool(speech.hidden, speech.mask, image.hidden, part, 0)
+    longest = ranks.maximum(speech.mask.shape[1], speech.mask.device)
+    missing = longest - speech.mask.shape[1]
+    return Pool(
+        ranks.gather_with_gradient(F.pad(speech.hidden, (0, 0, 0, missing)), count),
+        ranks.gather(F.pad(speech.mask, (0, missing)).to(torch.uint8), count).bool(),
+        ranks.gather_with_gradient(image.hidden, count),
+        slice(0, count),
+        part.start,
+    )
+
+
+def match_lists(
+    encoder: MultimodalEncoder,
+    speech: SpeechEncoding,
+    image: ImageEncoding,
+    task: Task,
+    config: LossConfig,
+    ranks: Ranks,
+    autocast: Autocast,
+) -> tuple[Tensor, Tensor]:
+    """Score each recording with all pictures of the pool, and each picture with all its recordings.
+
+    Returns:
+        The mean over both of the cross-entropy with SIC's targets, with gradient; and the share of lists of which what
+        shows the own image is first.
+    """
+    pool = matching_pool(speech, image, len(task.image_id), config, ranks)
+    own_id, pool_id = task.batch.image_id, task.image_id[pool.rows]
+    with autocast():
+        to_images = encoder.match_all(speech.hidden, speech.mask, pool.image_hidden)
+        if len(own_id) == len(pool_id):
+            to_speech = to_images.T
+        else:
+            to_speech = encoder.match_all(pool.speech_hidden, pool.speech_mask, image.hidden).T
+    targets, excluded = contrastive_targets(own_id, pool_id, config.same_image, to_images.dtype, pool.first)
+    lists = torch.cat([to_images, to_speech])
+    best = pool_id[lists.detach().argmax(1)] == torch.cat([own_id, own_id])
+    return list_cross_entropy(lists, targets.repeat(2, 1), excluded.repeat(2, 1)), best.float().mean()
+
+
 def draw_pairs(
     parts: JointLoss,
     speech: SpeechEncoding,
@@ -298,16 +368,8 @@ def draw_pairs(
     process's part, or with `negatives_from_all_ranks` the whole of it.
     """
     batch, count = task.batch, len(task.image_id)
-    part = ranks.part(count)
-    speech_hidden, speech_mask, image_hidden = speech.hidden, speech.mask, image.hidden
-    own = torch.arange(len(batch.image_id), device=batch.image_id.device)
-    if config.negatives_from_all_ranks and ranks.size > 1:
-        longest = ranks.maximum(speech_mask.shape[1], speech_mask.device)
-        missing = longest - speech_mask.shape[1]
-        speech_hidden = ranks.gather_with_gradient(F.pad(speech_hidden, (0, 0, 0, missing)), count)
-        speech_mask = ranks.gather(F.pad(speech_mask, (0, missing)).to(torch.uint8), count).bool()
-        image_hidden = ranks.gather_with_gradient(image_hidden, count)
-        own, part = own + part.start, slice(0, count)
+    speech_hidden, speech_mask, image_hidden, part, first = matching_pool(speech, image, count, config, ranks)
+    own = first + torch.arange(len(batch.image_id), device=batch.image_id.device)
     pool = len(image_hidden)
     behind = count if config.image_negatives_from == "queue" else len(keys.image_id)
 
