@@ -179,6 +179,7 @@ def test_one_command_makes_everything_and_the_next_does_nothing_twice(
     # the same again trains nothing, asks nothing and leaves the record as it is
     monkeypatch.setattr(suite.suite, "carry_out", None)
     monkeypatch.setattr(suite.suite, "measure_zero_shot", None)
+    monkeypatch.setattr(suite.suite, "question_time", None)
     monkeypatch.setattr(suite.rival, "train", None)
     suite.suite.main(command)
     assert runs_on_record(tmp_path) == records

@@ -4,25 +4,25 @@ import hashlib
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch.nn import functional as F
 
-from flickr8k_synthetic.corpus import RUNS, VOICES
+from flickr8k_synthetic.corpus import RUNS, VOICES, corpus
 from flickr8k_synthetic.plan import FULL, Run, key_of
-from record import RESULTS, commit, keep
+from record import RESULTS, commit, keep, machine
 from saysee.config import Config, SearchConfig
-from saysee.data.manifest import Manifest, Split, SpokenCaption
+from saysee.data.manifest import Manifest, Split
 from saysee.evaluation.metrics import recall_at
 from saysee.evaluation.results import Results, write_results
 from saysee.files import sole_process
 from saysee.models.retrieval_model import SpeechImageModel
 from saysee.search.reranker import match_prepared
 from saysee.training.checkpoint import Progress
-from saysee.workflows import evaluate_on_manifest, train_on_manifest
+from saysee.workflows import choose_device, evaluate_on_manifest, train_on_manifest
 
 Question = TypeVar("Question")
 
@@ -64,18 +64,14 @@ def model_folder(run: Run, config: Config) -> Path:
     return RUNS / "models" / f"{run.name}-{digest}".replace(" ", "-")
 
 
-def carry_out(run: Run, config: Config, manifest: Manifest, split: Split) -> dict[str, Any]:
+def carry_out(run: Run, config: Config, manifest: Manifest, split: Split, device: str) -> dict[str, Any]:
     """Train a run, or end its training, and measure it; return its record."""
     out = model_folder(run, config)
-    progress = train_on_manifest(config, manifest, out, device="cpu")
-    model = SpeechImageModel.from_pretrained(out)
+    progress = train_on_manifest(config, manifest, out, device=device)
+    model = SpeechImageModel.from_pretrained(out, choose_device(device))
     results = evaluate_on_manifest(model, manifest, split, about={"run": run.name})
     write_results(out / f"results-{split}.json", results)
-    record = {
-        **trained(run, config, progress, out),
-        **measured(results),
-        "milliseconds_of_a_question": question_time(model, manifest.of(split)),
-    }
+    record = {**trained(run, config, progress, out, model.device), **measured(results)}
     if split == "test":
         record["explored_on_dev"] = [
             trial["key"]["changes"] for trial in finished("dev") if trial["key"]["row"] == run.row
@@ -86,15 +82,18 @@ def carry_out(run: Run, config: Config, manifest: Manifest, split: Split) -> dic
     return record
 
 
-def trained(run: Run, config: Config, progress: Progress, out: Path) -> dict[str, Any]:
+def trained(run: Run, config: Config, progress: Progress, out: Path, device: torch.device) -> dict[str, Any]:
     """Return what a record says of a training, whose model lies in `out`."""
+    described = machine()
     return {
         "key": key_of(run, config),
         "commit": commit(),
+        "machine": described["gpu" if device.type == "cuda" else "cpu"],
         "steps": config.training.steps,
         "best_step": progress.best_step,
         "dev": round(progress.best_metric, 4),
         **training_time(out, config.training.batch_size),
+        "course": course(out),
     }
 
 
@@ -120,18 +119,39 @@ def training_time(out: Path, batch_size: int) -> dict[str, float]:
 
     A run that was killed and went on has the steps of both parts in its log.
     """
-    lines = (json.loads(line) for line in (out / "training" / "log.jsonl").read_text().splitlines())
-    seconds = [batch_size / line["pairs_per_second"] for line in lines if line["kind"] == "train"]
+    seconds = [batch_size / line["pairs_per_second"] for line in _log(out) if line["kind"] == "train"]
     return {"seconds_a_step": round(statistics.median(seconds), 4), "seconds_of_training": round(sum(seconds), 1)}
 
 
-def question_time(model: SpeechImageModel, captions: Sequence[SpokenCaption]) -> dict[str, float]:
-    """Time the parts of a spoken question, one at a time; the median over `QUESTIONS` of them.
+def course(out: Path) -> list[dict[str, float]]:
+    """Return how a training went, from its own log: at each measuring of dev, and means over the steps before it."""
+    followed: list[dict[str, float]] = []
+    steps: list[Mapping[str, float]] = []
+    for line in _log(out):
+        if line["kind"] == "train":
+            steps.append(line)
+        elif steps:
+            means = {
+                name: round(statistics.mean(step[name] for step in steps), 4)
+                for name in ("sic", "sim", "matching_accuracy", "temperature")
+                if steps[0].get(name) is not None
+            }
+            dev = {name.rpartition("/")[2]: round(line[name], 4) for name in line if name.startswith("coarse/mean/")}
+            followed.append({"step": line["step"], **means, **dev})
+            steps = []
+    return followed
+
+
+def question_time(run: Run, config: Config) -> dict[str, float]:
+    """Time the parts of a spoken question to a trained run's model, one at a time, on this machine's processor.
 
     Returns:
         Milliseconds to `hear` a recording (decoding, both encoders), to `rank` the gallery by similarity, and to
-        `match` it with the best k, whose keys and values are kept, as search keeps them.
+        `match` it with the best k, whose keys and values are kept, as search keeps them: the median over `QUESTIONS`
+        test recordings.
     """
+    model = SpeechImageModel.from_pretrained(model_folder(run, config))
+    captions = corpus(run.captions).of("test")
     asked = captions[:QUESTIONS]
     paths = list(dict.fromkeys(caption.image for caption in captions))
     gallery = F.normalize(torch.randn(len(paths), model.config.model.embedding_dim), dim=1)
@@ -154,6 +174,10 @@ def measure_zero_shot(run: Run, config: Config, words: Manifest) -> dict[str, An
     out = model_folder(run, config)
     model = SpeechImageModel.from_pretrained(out)
     return measured(evaluate_on_manifest(model, words, "test", unseen_by=out))
+
+
+def _log(out: Path) -> Iterator[dict[str, Any]]:
+    return (json.loads(line) for line in (out / "training" / "log.jsonl").read_text().splitlines())
 
 
 def _milliseconds(ask: Callable[[Question], object], questions: Sequence[Question]) -> float:

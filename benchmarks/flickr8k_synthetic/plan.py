@@ -43,7 +43,7 @@ class Run:
         seed: of the training.
         noise: share of the training images that are permuted among themselves.
         equal_time: whether it has as many more steps as take the time of the full method.
-        changes: of the recipe, as `training.steps=3000`: tried on dev, or a row of its own.
+        changes: of the row's configuration, as `training.steps=3000`: tried on dev, or a row of its own.
     """
 
     row: str
@@ -91,7 +91,7 @@ def config_for(run: Run, records: Iterable[Mapping[str, Any]]) -> Config | None:
     Raises:
         SayseeError: a change that is not allowed.
     """
-    config = config_of(_recipe(RECIPES[run.captions], run.changes), run.row, run.seed)
+    config = _configuration(RECIPES[run.captions], run.row, run.seed, run.changes)
     if not run.equal_time:
         return config
     seconds = {}
@@ -107,11 +107,23 @@ def config_for(run: Run, records: Iterable[Mapping[str, Any]]) -> Config | None:
 
 def key_of(run: Run, config: Config) -> dict[str, Any]:
     """Return what tells a run's record from all others, in plain JSON values."""
-    recipe = config.to_dict()
+    recipe = _unlike_defaults(config)
     if run.equal_time:  # what an equal time comes to differs from machine to machine
-        del recipe["training"]["steps"]
+        recipe["training"].pop("steps", None)
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
     return {**asdict(run), "changes": list(run.changes), "recipe": digest}
+
+
+def _unlike_defaults(config: Config) -> dict[str, dict[str, Any]]:
+    """Return what of a configuration is not the default, so that an option that is added leaves the keys as they are.
+
+    Backbones count with all that they say: their defaults are other encoders.
+    """
+    defaults = Config().to_dict()
+    return {
+        section: {name: value for name, value in values.items() if value != defaults[section][name]}
+        for section, values in config.to_dict().items()
+    }
 
 
 def record_of(run: Run, config: Config | None, records: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
@@ -129,6 +141,7 @@ def planned_records(records: Sequence[Mapping[str, Any]]) -> list[tuple[Run, Map
 
 
 @cache
-def _recipe(path: Path, changes: tuple[str, ...]) -> Config:
-    """Read a recipe; once, for reading one takes longer than all else that is done to look up a record."""
-    return load_config(str(path), [f"--{change}" for change in changes])
+def _configuration(path: Path, row: str, seed: int, changes: tuple[str, ...]) -> Config:
+    """Read a recipe, switch a row's parts, then change it; once, for that takes longer than to look up a record."""
+    switched = config_of(load_config(str(path)), row, seed)
+    return Config.from_dict(switched.to_dict(), [f"--{change}" for change in changes]) if changes else switched

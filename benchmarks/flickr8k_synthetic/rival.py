@@ -134,7 +134,7 @@ def measure_rival(captions: int, split: Split) -> None:
     model.load_trainable_state(read_model_folder(out).state, str(out))
     for run, texts in ((heard, Sentences(reader, as_heard)), (written, sentences)):
         record = {
-            **trained(run, config, progress, out),
+            **trained(run, config, progress, out, model.device),
             **measured(evaluate_retrieval(model, asked, texts, images)),
         }
         if run == heard:

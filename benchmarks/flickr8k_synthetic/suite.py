@@ -14,6 +14,8 @@ FLICKR8K holds `Flickr8k.token.txt`, the three split lists, and the photographs 
 - runs: trains and measures what `plan.plan` lists: rows, seeds, captions of an image, noise. Each finished run is a
   record in `results/flickr8k_synthetic.json` that is skipped next time. With `--split dev`, dev is measured
   and the recipe may be changed; what was tried so is kept in `results/flickr8k_synthetic_dev.json`.
+- questions: how long a spoken question takes on this machine's processor, and with `--picture-words` the zero-shot
+  question; asked of the models that lie here.
 - rival: speech recognition, then the same head on sentence embeddings (`rival`).
 - table: the tables of docs/results.md on the terminal, and the recall curves into `docs`, from the records alone.
 - sheets: contact sheets of hits and misses, below `runs`: Flickr8k's photographs may not be published.
@@ -27,9 +29,17 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from flickr8k_synthetic.corpus import corpus, speak_captions, spoken_words
-from flickr8k_synthetic.measure import carry_out, finished, measure_zero_shot, model_folder, put_on_record
+from flickr8k_synthetic.measure import (
+    carry_out,
+    finished,
+    measure_zero_shot,
+    model_folder,
+    put_on_record,
+    question_time,
+)
 from flickr8k_synthetic.plan import FULL, RECIPES, Run, config_for, plan, planned_records, record_of
 from flickr8k_synthetic.rival import measure_rival
 from flickr8k_synthetic.sheets import write_sheets
@@ -41,7 +51,7 @@ from saysee.evaluation.ablation import BASELINE, ROWS, require_rows
 from saysee.files import sole_process, write_text
 from saysee.workflows import extract_on_manifest
 
-STAGES = ("speak", "features", "runs", "rival", "table", "sheets")
+STAGES = ("speak", "features", "runs", "questions", "rival", "table", "sheets")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -54,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--split", choices=("test", "dev"), default="test", help="what is measured (default: test)")
     parser.add_argument("--picture-words", type=Path, help="folder of picture-words, for the zero-shot question")
     parser.add_argument("--workers", type=int, default=2, help="processes that speak and encode (default: 2)")
+    parser.add_argument("--device", default="cpu", help="what encodes, trains and measures (default: cpu)")
     parser.add_argument(
         "--change", action="append", metavar="SECTION.NAME=VALUE", help="of the recipe; may be repeated"
     )
@@ -68,17 +79,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print("\n".join(speak_captions(options.flickr8k, max(captions), options.workers)))
         elif stage == "features":
             manifest = corpus(max(captions))
-            extract_on_manifest(load_config(str(RECIPES[max(captions)])), manifest, workers=options.workers)
+            recipe = load_config(str(RECIPES[max(captions)]))
+            extract_on_manifest(recipe, manifest, workers=options.workers, device=options.device)
         elif stage == "runs":
             runs = [run for run in plan() if run.row in options.rows and run.captions in captions]
             runs = [run for run in runs if options.seeds is None or run.seed in options.seeds]
             if options.split == "dev":  # where recipes are tried: on clean data, all for the same steps
                 plain = [run for run in runs if run.noise == 0 and not run.equal_time]
                 runs = [replace(run, changes=tuple(options.change or ())) for run in plain]
-            while any(attempt(run, options.split) for run in runs):
+            while any(attempt(run, options.split, options.device) for run in runs):
                 pass  # from the first again: what waited for the time of another run may be next
-            if options.picture_words is not None and options.split == "test":
-                ask_about_words(options.picture_words)
+        elif stage == "questions":
+            ask_models(options.picture_words)
         elif stage == "rival":
             for count in captions:
                 measure_rival(count, options.split)
@@ -89,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             write_sheets()
 
 
-def attempt(run: Run, split: Split) -> bool:
+def attempt(run: Run, split: Split, device: str) -> bool:
     """Carry out a run that is not on record and that no other program is at; return whether this one did."""
     config = config_for(run, finished(split))
     if config is None:
@@ -103,15 +115,25 @@ def attempt(run: Run, split: Split) -> bool:
         if record_of(run, config, finished(split)) is not None:
             return False
         print(f"{run.name}, {config.training.steps:,} steps {' '.join(run.changes)}", flush=True)
-        put_on_record(split, carry_out(run, config, corpus(run.captions, run.noise), split))
+        put_on_record(split, carry_out(run, config, corpus(run.captions, run.noise), split, device))
     return True
 
 
-def ask_about_words(folder: Path) -> None:
-    """Ask the first and the last row's models about picture-words, those that have not been asked yet."""
-    words = spoken_words(folder)
+def ask_models(picture_words: Path | None) -> None:
+    """Ask the models of the first seed, those that lie here, what they have not been asked yet.
+
+    Args:
+        picture_words: asked of the first and the last row's models that have seen no wrong pairs; None asks none.
+    """
+    words = None if picture_words is None else spoken_words(picture_words)
     for run, record in planned_records(finished("test")):
         config = config_for(run, finished("test"))
-        if config is None or run.row not in (BASELINE, FULL) or run.noise > 0 or "zero_shot" in record:
+        if config is None or run.seed != 0 or not model_folder(run, config).exists():
             continue
-        put_on_record("test", {**record, "zero_shot": measure_zero_shot(run, config, words)})
+        answers: dict[str, Any] = {}
+        if "milliseconds_of_a_question" not in record:
+            answers["milliseconds_of_a_question"] = question_time(run, config)
+        if words is not None and run.row in (BASELINE, FULL) and run.noise == 0 and "zero_shot" not in record:
+            answers["zero_shot"] = measure_zero_shot(run, config, words)
+        if answers:
+            put_on_record("test", {**record, **answers})
