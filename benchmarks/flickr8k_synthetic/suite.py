@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             runs = [run for run in plan() if run.row in options.rows and run.captions in captions]
             runs = [run for run in runs if options.seeds is None or run.seed in options.seeds]
             if options.split == "dev":  # where recipes are tried: on clean data, all for the same steps
-                plain = [run for run in runs if run.noise == 0 and not run.equal_time]
+                plain = [run for run in runs if run.noise == 0 and not run.equal_time and not run.changes]
                 runs = [replace(run, changes=tuple(options.change or ())) for run in plain]
             while any(attempt(run, options.split, options.device) for run in runs):
                 pass  # from the first again: what waited for the time of another run may be next
