@@ -40,14 +40,14 @@ from flickr8k_synthetic.measure import (
     put_on_record,
     question_time,
 )
-from flickr8k_synthetic.plan import FULL, RECIPES, Run, config_for, plan, planned_records, record_of
+from flickr8k_synthetic.plan import COMPARED, RECIPES, Run, config_for, plan, planned_records, record_of
 from flickr8k_synthetic.rival import measure_rival
 from flickr8k_synthetic.sheets import write_sheets
 from flickr8k_synthetic.table import CURVES, curves, table
 from saysee.config import load_config
 from saysee.data.manifest import Split
 from saysee.errors import SayseeError
-from saysee.evaluation.ablation import BASELINE, ROWS, require_rows
+from saysee.evaluation.ablation import ROWS, require_rows
 from saysee.files import sole_process, write_text
 from saysee.workflows import extract_on_manifest
 
@@ -123,7 +123,7 @@ def ask_models(picture_words: Path | None) -> None:
     """Ask the models of the first seed, those that lie here, what they have not been asked yet.
 
     Args:
-        picture_words: asked of the first and the last row's models that have seen no wrong pairs; None asks none.
+        picture_words: asked of the models of `COMPARED` that have seen no wrong pairs; None asks none.
     """
     words = None if picture_words is None else spoken_words(picture_words)
     for run, record in planned_records(finished("test")):
@@ -133,7 +133,8 @@ def ask_models(picture_words: Path | None) -> None:
         answers: dict[str, Any] = {}
         if "milliseconds_of_a_question" not in record:
             answers["milliseconds_of_a_question"] = question_time(run, config)
-        if words is not None and run.row in (BASELINE, FULL) and run.noise == 0 and "zero_shot" not in record:
+        compared = (run.row, run.changes) in COMPARED and run.noise == 0 and not run.equal_time
+        if words is not None and compared and "zero_shot" not in record:
             answers["zero_shot"] = measure_zero_shot(run, config, words)
         if answers:
             put_on_record("test", {**record, **answers})
