@@ -10,7 +10,7 @@ from xml.sax.saxutils import escape
 from flickr8k_synthetic.measure import CURVE
 from flickr8k_synthetic.plan import FULL, Run, planned_records
 from flickr8k_synthetic.rival import HEARD, WRITTEN
-from saysee.evaluation.ablation import BASELINE
+from saysee.evaluation.ablation import BASELINE, ROWS
 from saysee.evaluation.metrics import RECALLS
 from saysee.evaluation.report import DIRECTION_NAMES, markdown_table
 from saysee.evaluation.results import DIRECTIONS, STAGES
@@ -171,15 +171,27 @@ def _costs(rows: Sequence[Group]) -> str:
 
 
 def _trials(explored: Sequence[Record]) -> str:
-    """Return what was tried on dev, row by row: the budget that each had."""
+    """Return what was tried on dev, row by row, the budget that each had; recalls are means of both directions."""
     cells = []
-    for record in explored:
-        key = record["key"]
-        best = {stage: record["recall"].get(f"{stage}/mean/R@1") for stage in STAGES}
-        shown = ["-" if value is None else _with_interval(value) for value in best.values()]
-        data = _data(key["captions"], key["noise"])
-        cells.append([key["row"], data, str(key["seed"]), " ".join(key["changes"]) or "the recipe", *shown])
-    return markdown_table(["row", "captions", "seed", "tried", "coarse, mean R@1", "fine, mean R@1"], cells)
+    for record in sorted(explored, key=lambda record: list(ROWS).index(record["key"]["row"])):
+        key, recall = record["key"], record["recall"]
+        shown = [
+            _with_interval(recall[name]) if name in recall else "-"
+            for stage in STAGES
+            for name in (f"{stage}/mean/{recall_name}" for recall_name in RECALLS)
+        ]
+        right = record["course"][-1].get("matching_accuracy")
+        cells.append(
+            [
+                *(key["row"], _data(key["captions"], key["noise"]), str(key["seed"])),
+                " ".join(key["changes"]) or "the recipe",
+                *shown,
+                "-" if right is None else _percent(right),
+                record["machine"],
+            ]
+        )
+    recalls = [f"{stage}, {recall_name}" for stage in STAGES for recall_name in RECALLS]
+    return markdown_table(["row", "captions", "seed", "tried", *recalls, "matching right", "machine"], cells)
 
 
 def _heard(records: Sequence[Record]) -> list[Record]:
