@@ -3,18 +3,20 @@
 The rows are those of `saysee ablate`: one recipe with its parts switched, and in all of them the same features,
 optimiser, temperature rule, same-image rule and steps. The recipes lie beside this file.
 
-The sizes are chosen so that everything fits nine hours of two cores. Estimated from parts measured on one core of a
-machine that had other work too, in hours of one core:
+The sizes are chosen so that everything fits nine hours of two cores. Estimated from parts measured on one core of an
+EPYC that had other work too, in hours of one core:
 
 | part | each | hours |
 |---|---|---|
-| speaking 40,000 captions | 0.04 to 0.10 s | 0.7 |
+| speaking 40,000 captions | 0.08 s | 0.9 |
 | features of 40,000 recordings of 3.2 s and 8,000 photographs | 0.17 s, 0.03 s | 2.0 |
-| contrast, queue, distillation: 7 runs | 0.5 to 0.65 s a step of 64 pairs | 1.9 |
-| with matching: 7 runs, and contrast in equal time | 2.3 s a step | 9.1 |
-| dev, coarse, 9 times a run; test, fine, k = 32 once a run and 128 once | 20 s; 8 and 32 min | 2.4 |
+| contrast, queue, distillation: 7 runs | 0.45 s a step of 64 pairs | 1.5 |
+| contrast in equal time | | 0.9 |
+| with drawn negatives: 7 runs | 2.06 s a step | 6.9 |
+| with the whole batch as a list: 4 runs | 0.97 s a step | 2.0 |
+| dev, coarse, 9 times a run; test, fine, k = 32 once a run and 128 once | 20 s; 3 or 8, and 32 min | 2.8 |
 | rival: 5,000 transcripts and two heads | | 1.1 |
-| together, 8.6 hours of two cores | | 17.2 |
+| together, 9 hours of two cores | | 18.1 |
 """
 
 import hashlib
