@@ -255,3 +255,16 @@ def test_word_errors_are_counted(suite: Suite) -> None:
     assert rate([("A dog runs .", "a dog runs")]) == 0
     assert rate([("a dog runs", "a big dog ran")]) == pytest.approx(2 / 3)
     assert rate([("a dog runs", ""), ("a dog", "a dog")]) == pytest.approx(3 / 5)
+
+
+def test_what_was_tried_on_dev_is_shown_row_by_row_the_rival_behind_them(suite: Suite) -> None:
+    def tried(row: str, *stages: str) -> dict[str, Any]:
+        recall = {f"{stage}/mean/{name}": [0.25, 0.2, 0.3] for stage in stages for name in ("R@1", "R@5", "R@10")}
+        key = {"row": row, "captions": 2, "noise": 0.0, "seed": 0, "changes": []}
+        return {"key": key, "recall": recall, "course": [{"step": 4}], "machine": "one"}
+
+    explored = [tried("recognised text", "coarse"), tried("all", "coarse", "fine"), tried("contrast", "coarse")]
+    lines = suite.table.table([], explored).partition("Tried on dev")[2].splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")][2:]
+    assert [row[0] for row in rows] == ["contrast", "all", "recognised text"]
+    assert [row[4:10].count("25.0 (20.0-30.0)") for row in rows] == [3, 6, 3]

@@ -172,26 +172,21 @@ def _costs(rows: Sequence[Group]) -> str:
 
 def _trials(explored: Sequence[Record]) -> str:
     """Return what was tried on dev, row by row, the budget that each had; recalls are means of both directions."""
+    shown = [f"{stage}/mean/{recall}" for stage in STAGES for recall in RECALLS]
     cells = []
-    for record in sorted(explored, key=lambda record: list(ROWS).index(record["key"]["row"])):
+    for record in sorted(explored, key=lambda record: [*ROWS, HEARD, WRITTEN].index(record["key"]["row"])):
         key, recall = record["key"], record["recall"]
-        shown = [
-            _with_interval(recall[name]) if name in recall else "-"
-            for stage in STAGES
-            for name in (f"{stage}/mean/{recall_name}" for recall_name in RECALLS)
-        ]
         right = record["course"][-1].get("matching_accuracy")
         cells.append(
             [
                 *(key["row"], _data(key["captions"], key["noise"]), str(key["seed"])),
                 " ".join(key["changes"]) or "the recipe",
-                *shown,
+                *(_with_interval(recall[name]) if name in recall else "-" for name in shown),
                 "-" if right is None else _percent(right),
                 record["machine"],
             ]
         )
-    recalls = [f"{stage}, {recall_name}" for stage in STAGES for recall_name in RECALLS]
-    return markdown_table(["row", "captions", "seed", "tried", *recalls, "matching right", "machine"], cells)
+    return markdown_table(["row", "captions", "seed", "tried", *shown, "matching right", "machine"], cells)
 
 
 def _heard(records: Sequence[Record]) -> list[Record]:
