@@ -1,6 +1,5 @@
 """One run: trained, measured, and put on record."""
 
-import hashlib
 import json
 import statistics
 import time
@@ -11,11 +10,11 @@ from typing import Any, TypeVar
 import torch
 from torch.nn import functional as F
 
-from flickr8k_synthetic.corpus import RUNS, VOICES, corpus
-from flickr8k_synthetic.plan import FULL, Run, key_of
+from flickr8k_synthetic.corpus import RUNS, VOICES
+from flickr8k_synthetic.plan import FULL, Run, key_of, recipe_digest
 from record import RESULTS, commit, keep, machine
 from saysee.config import Config, SearchConfig
-from saysee.data.manifest import Manifest, Split
+from saysee.data.manifest import Manifest, Split, SpokenCaption
 from saysee.evaluation.metrics import recall_at
 from saysee.evaluation.results import Results, write_results
 from saysee.files import sole_process
@@ -60,8 +59,7 @@ def put_on_record(split: Split, record: Mapping[str, Any]) -> None:
 
 def model_folder(run: Run, config: Config) -> Path:
     """Return where a run's model lies: a recipe that has changed trains into another folder."""
-    digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest()[:8]
-    return RUNS / "models" / f"{run.name}-{digest}".replace(" ", "-")
+    return RUNS / "models" / f"{run.name}-{recipe_digest(config)}".replace(" ", "-")
 
 
 def carry_out(run: Run, config: Config, manifest: Manifest, split: Split, device: str) -> dict[str, Any]:
@@ -142,16 +140,13 @@ def course(out: Path) -> list[dict[str, float]]:
     return followed
 
 
-def question_time(run: Run, config: Config) -> dict[str, float]:
-    """Time the parts of a spoken question to a trained run's model, one at a time, on this machine's processor.
+def question_time(model: SpeechImageModel, captions: Sequence[SpokenCaption]) -> dict[str, float]:
+    """Time the parts of a spoken question, one at a time; the median over `QUESTIONS` of them.
 
     Returns:
         Milliseconds to `hear` a recording (decoding, both encoders), to `rank` the gallery by similarity, and to
-        `match` it with the best k, whose keys and values are kept, as search keeps them: the median over `QUESTIONS`
-        test recordings.
+        `match` it with the best k, whose keys and values are kept, as search keeps them.
     """
-    model = SpeechImageModel.from_pretrained(model_folder(run, config))
-    captions = corpus(run.captions).of("test")
     asked = captions[:QUESTIONS]
     paths = list(dict.fromkeys(caption.image for caption in captions))
     gallery = F.normalize(torch.randn(len(paths), model.config.model.embedding_dim), dim=1)
@@ -169,10 +164,8 @@ def question_time(run: Run, config: Config) -> dict[str, float]:
     return times
 
 
-def measure_zero_shot(run: Run, config: Config, words: Manifest) -> dict[str, Any]:
-    """Ask a trained run's model about picture-words; return what its record says of that."""
-    out = model_folder(run, config)
-    model = SpeechImageModel.from_pretrained(out)
+def measure_zero_shot(model: SpeechImageModel, out: Path, words: Manifest) -> dict[str, Any]:
+    """Ask a model, whose folder is `out`, about picture-words; return what its record says of that."""
     return measured(evaluate_on_manifest(model, words, "test", unseen_by=out))
 
 

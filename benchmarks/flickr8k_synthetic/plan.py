@@ -111,23 +111,24 @@ def config_for(run: Run, records: Iterable[Mapping[str, Any]]) -> Config | None:
 
 def key_of(run: Run, config: Config) -> dict[str, Any]:
     """Return what tells a run's record from all others, in plain JSON values."""
-    recipe = _unlike_defaults(config)
-    if run.equal_time:  # what an equal time comes to differs from machine to machine
-        recipe["training"].pop("steps", None)
-    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
+    # what an equal time comes to differs from machine to machine
+    digest = recipe_digest(config, with_steps=not run.equal_time)
     return {**asdict(run), "changes": list(run.changes), "recipe": digest}
 
 
-def _unlike_defaults(config: Config) -> dict[str, dict[str, Any]]:
-    """Return what of a configuration is not the default, so that an option that is added leaves the keys as they are.
+def recipe_digest(config: Config, *, with_steps: bool = True) -> str:
+    """Return a hash of what in a configuration is not the default, so that an option that is added changes none.
 
     Backbones count with all that they say: their defaults are other encoders.
     """
     defaults = Config().to_dict()
-    return {
+    recipe = {
         section: {name: value for name, value in values.items() if value != defaults[section][name]}
         for section, values in config.to_dict().items()
     }
+    if not with_steps:
+        recipe["training"].pop("steps", None)
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def record_of(run: Run, config: Config | None, records: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:

@@ -49,6 +49,7 @@ from saysee.data.manifest import Split
 from saysee.errors import SayseeError
 from saysee.evaluation.ablation import ROWS, require_rows
 from saysee.files import sole_process, write_text
+from saysee.models.retrieval_model import SpeechImageModel
 from saysee.workflows import extract_on_manifest
 
 STAGES = ("speak", "features", "runs", "questions", "rival", "table", "sheets")
@@ -128,13 +129,16 @@ def ask_models(picture_words: Path | None) -> None:
     words = None if picture_words is None else spoken_words(picture_words)
     for run, record in planned_records(finished("test")):
         config = config_for(run, finished("test"))
-        if config is None or run.seed != 0 or not model_folder(run, config).exists():
+        if config is None or run.seed != 0 or not (folder := model_folder(run, config)).exists():
             continue
+        compared = (run.row, run.changes) in COMPARED and run.noise == 0 and not run.equal_time
+        asked = words if compared and "zero_shot" not in record else None
+        if "milliseconds_of_a_question" in record and asked is None:
+            continue
+        model = SpeechImageModel.from_pretrained(folder)  # on the processor, where a question is timed
         answers: dict[str, Any] = {}
         if "milliseconds_of_a_question" not in record:
-            answers["milliseconds_of_a_question"] = question_time(run, config)
-        compared = (run.row, run.changes) in COMPARED and run.noise == 0 and not run.equal_time
-        if words is not None and compared and "zero_shot" not in record:
-            answers["zero_shot"] = measure_zero_shot(run, config, words)
-        if answers:
-            put_on_record("test", {**record, **answers})
+            answers["milliseconds_of_a_question"] = question_time(model, corpus(run.captions).of("test"))
+        if asked is not None:
+            answers["zero_shot"] = measure_zero_shot(model, folder, asked)
+        put_on_record("test", {**record, **answers})
