@@ -118,16 +118,20 @@ def start(
     """Start `python PROGRAM ARGUMENTS` with one thread, so that two runs compute the same bits."""
     # Python's own default, whatever is set for the tests: what is printed waits in a buffer
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    return subprocess.Popen(
-        [sys.executable, *map(str, program), *map(str, arguments)],
-        stdin=stdin,
-        stdout=stdout,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**environment, "OMP_NUM_THREADS": "1"},
-        # a shell lets its background jobs ignore Ctrl-C, and what they start inherits that
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
-    )
+    # a shell lets its background jobs ignore Ctrl-C, and what they start inherits that. It is not left to `preexec_fn`,
+    # for which this process would be forked, perhaps with threads of gRPC in it: such a child aborts now and then
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(
+            [sys.executable, *map(str, program), *map(str, arguments)],
+            stdin=stdin,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**environment, "OMP_NUM_THREADS": "1"},
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def finish(process: "subprocess.Popen[str]") -> Outcome:

@@ -373,7 +373,7 @@ for line in sys.stdin:
         pytest.param(
             milvus_server,
             id="milvus",
-            marks=[pytest.mark.slow, pytest.mark.skipif(REAL_SERVER is None, reason=WHY_NOT)],
+            marks=pytest.mark.skipif(REAL_SERVER is None, reason=WHY_NOT),
         ),
     ],
 )

@@ -63,7 +63,7 @@ class Backend:
         "milvus-lite",
         pytest.param(
             "milvus",
-            marks=[pytest.mark.slow, pytest.mark.skipif(REAL_SERVER is None, reason=WHY_NOT)],
+            marks=pytest.mark.skipif(REAL_SERVER is None, reason=WHY_NOT),
         ),
     ],
 )
