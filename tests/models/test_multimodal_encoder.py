@@ -10,6 +10,8 @@ from saysee.models.attention import Attention
 from saysee.models.multimodal_encoder import MultimodalEncoder, MultimodalLayer
 from stubs import small_config
 
+LENGTHS = [7, 3, 5]
+
 
 def plain_attention(attention: Attention, queries_from: Tensor, keys_from: Tensor) -> Tensor:
     """softmax(Q K^T / sqrt(d)) V [Vaswani et al. 2017, equation 1], head by head, for (T, H) and (S, H)."""
@@ -40,21 +42,26 @@ def plain_match_logit(encoder: MultimodalEncoder, speech: Tensor, image: Tensor)
     return matched
 
 
-@pytest.mark.parametrize("layers", [1, 2, 3])
-def test_shared_work_equals_the_plain_form_in_value_and_gradient(layers: int) -> None:
+def setting(layers: int) -> tuple[MultimodalEncoder, Tensor, Tensor, Tensor]:
+    """An encoder, three recordings (3, 7, 16) with their mask (3, 7), and four pictures (4, 5, 16)."""
     torch.manual_seed(0)
     encoder = MultimodalEncoder(small_config(multimodal_layers=layers).model).double()
-    lengths = [7, 3, 5]
     speech = torch.randn(3, 7, 16, dtype=torch.float64, requires_grad=True)
-    mask = torch.arange(7)[None] < torch.tensor(lengths)[:, None]
+    mask = torch.arange(7)[None] < torch.tensor(LENGTHS)[:, None]
     image = torch.randn(4, 5, 16, dtype=torch.float64, requires_grad=True)
+    return encoder, speech, mask, image
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_shared_work_equals_the_plain_form_in_value_and_gradient(layers: int) -> None:
+    encoder, speech, mask, image = setting(layers)
     speech_index = torch.tensor([0, 1, 2, 2, 0, 1])
     image_index = torch.tensor([0, 1, 2, 3, 3, 0])
 
     shared = encoder.match_pairs(speech, mask, image, speech_index, image_index)
     plain = torch.stack(
         [
-            plain_match_logit(encoder, speech[s, : lengths[s]], image[i])
+            plain_match_logit(encoder, speech[s, : LENGTHS[s]], image[i])
             for s, i in zip(speech_index.tolist(), image_index.tolist(), strict=True)
         ]
     )
@@ -64,19 +71,14 @@ def test_shared_work_equals_the_plain_form_in_value_and_gradient(layers: int) ->
 @pytest.mark.parametrize("again", [False, True])
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_all_pairs_together_equal_the_plain_form_in_value_and_gradient(layers: int, again: bool) -> None:
-    torch.manual_seed(0)
-    encoder = MultimodalEncoder(small_config(multimodal_layers=layers, dropout=0.0).model).double()
+    encoder, speech, mask, image = setting(layers)
     encoder.activation_checkpointing = again
-    lengths = [7, 3, 5]
-    speech = torch.randn(3, 7, 16, dtype=torch.float64, requires_grad=True)
-    mask = torch.arange(7)[None] < torch.tensor(lengths)[:, None]
-    image = torch.randn(4, 5, 16, dtype=torch.float64, requires_grad=True)
 
     together = encoder.match_all(speech, mask, image)
     plain = torch.stack(
         [
             torch.stack([plain_match_logit(encoder, one[:length], picture) for picture in image])
-            for one, length in zip(speech, lengths, strict=True)
+            for one, length in zip(speech, LENGTHS, strict=True)
         ]
     )
     assert together.shape == (3, 4)

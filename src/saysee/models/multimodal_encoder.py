@@ -146,13 +146,13 @@ class MultimodalEncoder(nn.Module):
         speech, images = self.prepare_speech(speech_hidden, speech_mask), self.prepare_images(image_hidden)
         recordings, pictures = len(speech_hidden), len(image_hidden)
         again, last = self.activation_checkpointing, len(self.layers) - 1
-        mask = speech_mask.expand(pictures, -1, -1).flatten(0, 1)  # (I S, T)
         x = speech.states.flatten(0, 1)  # (S T, H), of one row a recording if there is one layer
         queries = speech.queries.transpose(0, 1).flatten(1, 2).expand(pictures, -1, -1, -1)  # (I, N, S T, d)
         for number, (layer, (keys, values)) in enumerate(zip(self.layers, images.keys_values, strict=True)):
             assert isinstance(layer, MultimodalLayer)
             if number > 0:
                 by_pair = x.view(pictures * recordings, -1, x.shape[2])  # (I S, T, H)
+                mask = speech_mask.repeat(pictures, 1)
                 by_pair = compute(layer, layer.attend_to_speech, by_pair, mask, number == last, again=again)
                 x = by_pair.view(pictures, -1, x.shape[2])
                 queries = layer.ask(x)
