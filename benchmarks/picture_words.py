@@ -1,4 +1,4 @@
-"""Contrast-only beside the full method on picture-words: drawings of words, human voices in nine languages.
+"""Contrast-only beside the full method on picture-words: drawings of words, human voices in eight languages.
 
     python benchmarks/picture_words.py run PICTURE_WORDS     # the committed recipes, three seeds, two splits
     python benchmarks/picture_words.py table                 # the Markdown of docs/results.md, from the record

@@ -2,10 +2,10 @@
 
     python benchmarks/speech_activity.py PICTURE_WORDS
 
-All human recordings of picture-words, single words by ten voices in nine languages, three times: as they are; laid into
-four seconds of pink noise, 20 dB below the word (its loudest fifth); and 40 dB quieter in the noise of a silent room.
-Of each is counted whether it is refused, and whether what is cut off holds more than 1 % of the word's energy; and of
-the noise around it, how much is left. Then sounds without speech, a hundred of each kind: how many are taken for
+All human recordings of picture-words, single words by ten voices in eight languages, three times: as they are; laid
+into four seconds of pink noise, 20 dB below the word (its loudest fifth); and 40 dB quieter in the noise of a silent
+room. Of each is counted whether it is refused, and whether what is cut off holds more than 1 % of the word's energy;
+and of the noise around it, how much is left. Then sounds without speech, a hundred of each kind: how many are taken for
 speech. Music-like sounds are among them, which are meant to be let through rather than singing to be refused.
 
 The rival keeps all between the first and the last 32 ms that are at most 30 or 60 dB below the loudest (60 is the rule

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -32,16 +33,19 @@ from saysee.features.audio import SAMPLE_RATE, load_waveform
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks" / "flickr8k_synthetic"
+WAYS = (("speech", "image"), ("image", "speech"))
 
 
 class Suite:
     """The suite's modules, imported as it imports them."""
 
     def __init__(self) -> None:
-        for name in ("corpus", "measure", "plan", "rival", "sheets", "suite", "table"):
+        for name in ("corpus", "figures", "gains", "measure", "plan", "rival", "sheets", "suite", "table"):
             setattr(self, name, importlib.import_module(f"flickr8k_synthetic.{name}"))
 
     corpus: ModuleType
+    figures: ModuleType
+    gains: ModuleType
     measure: ModuleType
     plan: ModuleType
     rival: ModuleType
@@ -149,16 +153,21 @@ def test_one_command_makes_everything_and_the_next_does_nothing_twice(
     assert set(by_row) == {
         *(("contrast", 2, False), ("all", 2, False), ("contrast", 2, True), ("all", 5, False), *rival)
     }
-    full = by_row["all", 2, False]
+    full, longer = by_row["all", 2, False], by_row["contrast", 2, True]
     assert full["explored_on_dev"] == [["training.learning_rate=0.001"]]
     assert (full["images"], full["captions"], full["steps"]) == (2, 10, 4)
     value, low, high = full["recall"]["fine/speech_to_image/R@1"]
     assert 0 <= low <= value <= high <= 1
-    assert set(full["milliseconds_of_a_question"]) == {"hear", "rank", "match"}
+    assert set(full["milliseconds_of_a_question"]) == {"hear", "rank", "match", "machine", "threads"}
+    assert set(full["gain"]) == {"equal steps", "equal time"}
+    value, low, high = full["gain"]["equal time"]["fine/mean/R@10"]
+    assert low <= value <= high
+    assert value == pytest.approx(
+        full["recall"]["fine/mean/R@10"][0] - longer["recall"]["coarse/mean/R@10"][0], abs=2e-4
+    )
     assert full["many_candidates"]["rerank"] == 128
     assert full["zero_shot"]["captions"] == 1
     assert "zero_shot" not in by_row["all", 5, False]  # which saw wrong pairs
-    longer = by_row["contrast", 2, True]
     expected = 4 * full["seconds_a_step"] / by_row["contrast", 2, False]["seconds_a_step"]
     assert longer["steps"] == round(expected)
     assert by_row["recognised text", 2, False]["word_error_rate"] == pytest.approx(2 / 6, abs=1e-4)
@@ -173,7 +182,8 @@ def test_one_command_makes_everything_and_the_next_does_nothing_twice(
         "Zero-shot",
     ):
         assert said in printed, said
-    assert (tmp_path / "docs" / "flickr8k_synthetic.svg").read_text().startswith("<svg")
+    for figure in ("curves", "rows"):
+        ElementTree.parse(tmp_path / "docs" / f"flickr8k_synthetic_{figure}.svg")
     assert len(list((tmp_path / "runs" / "flickr8k_synthetic" / "sheets").glob("all-*.html"))) == 4
 
     # the same again trains nothing, asks nothing and leaves the record as it is
@@ -194,6 +204,9 @@ def test_the_recipe_is_changed_for_dev_alone(suite: Suite, capsys: pytest.Captur
     with pytest.raises(SystemExit):
         suite.suite.main(["--only", "speak"])
     assert "give the folder of Flickr8k" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        suite.suite.main(["flickr8k"])
+    assert "give --picture-words" in capsys.readouterr().err
 
 
 def test_wrong_pairs_follow_the_picture_and_none_keeps_its_own(suite: Suite, miniature: Path) -> None:
@@ -227,7 +240,7 @@ def test_the_plan_has_the_rows_and_seeds_of_the_evidence(suite: Suite) -> None:
     assert [row for row, _ in compared] == ["contrast", "all", "matching-hard"]
     assert {seeds[*row, 2, 0.0, False] for row in compared} == {3}
     assert {seeds[*row, 5, 0.0, False] for row in compared} == {1}
-    assert {seeds[row, (), 2, 0.4, False] for row in ("contrast", "all")} == {1}
+    assert {seeds[row, (), 2, 0.4, False] for row in ("contrast", "all", "distillation")} == {1}
     assert {run.row for run in runs if (run.captions, run.noise) == (2, 0.0)} == set(suite.suite.ROWS)
     spoken = [voice for voices in suite.corpus.VOICES.values() for voice in voices]
     assert len(set(spoken)) == len(spoken)  # no voice of dev or test is heard in training
@@ -268,3 +281,27 @@ def test_what_was_tried_on_dev_is_shown_row_by_row_the_rival_behind_them(suite: 
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")][2:]
     assert [row[0] for row in rows] == ["contrast", "all", "recognised text"]
     assert [row[4:10].count("25.0 (20.0-30.0)") for row in rows] == [3, 6, 3]
+
+
+def test_every_curve_has_a_colour_of_its_own(suite: Suite) -> None:
+    plan, rival = suite.plan, suite.rival
+    recalls = [0.1] * len(suite.measure.CURVE)
+    records = []
+    for row, changes in plan.COMPARED:
+        run = plan.Run(row, 5, changes=changes)
+        names = [f"{stage}/{way}_to_{back}" for stage in suite.table.STAGES for way, back in WAYS]
+        curve = {name: recalls for name in names if row != "contrast" or name.startswith("coarse")}
+        records.append({"key": plan.key_of(run, plan.config_for(run, ())), "curve": curve})
+    for row in (rival.HEARD, rival.WRITTEN):
+        curve = {f"coarse/{way}_to_{back}": recalls for way, back in WAYS}
+        records.append({"key": {"row": row, "captions": 5}, "curve": curve})
+    colours = Counter(re.findall(r'<polyline [^>]*stroke="(#\w+)"', suite.figures.curves(records)))
+    assert list(colours.values()) == [2] * 7
+
+
+def test_a_record_names_the_code_that_trained(suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suite.measure, "COMMIT", "the first")
+    first = suite.measure.begin(tmp_path / "model", torch.device("cpu"))
+    monkeypatch.setattr(suite.measure, "COMMIT", "the next")
+    assert suite.measure.begin(tmp_path / "model", torch.device("cpu")) == first
+    assert (first["commit"], first["threads"]) == ("the first", torch.get_num_threads())

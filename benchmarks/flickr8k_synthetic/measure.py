@@ -17,7 +17,7 @@ from saysee.config import Config, SearchConfig
 from saysee.data.manifest import Manifest, Split, SpokenCaption
 from saysee.evaluation.metrics import recall_at
 from saysee.evaluation.results import Results, write_results
-from saysee.files import sole_process
+from saysee.files import sole_process, write_text
 from saysee.models.retrieval_model import SpeechImageModel
 from saysee.search.reranker import match_prepared
 from saysee.training.checkpoint import Progress
@@ -31,6 +31,8 @@ MANY_CANDIDATES = 128  # [ALBEF on Flickr30k]
 MEASURED_AT_MANY = Run(FULL, captions=5)
 QUESTIONS = 20
 """Recordings whose questions are timed."""
+COMMIT = commit()
+"""Of the code that this program runs; the checkout may have gone on when the record of an hour later is written."""
 
 
 def record_name(split: Split) -> str:
@@ -46,14 +48,16 @@ def finished(split: Split) -> list[dict[str, Any]]:
 
 
 def put_on_record(split: Split, record: Mapping[str, Any]) -> None:
-    """Keep a run's record, in the place of an earlier one of the same key; another program may have added others."""
+    """Keep a run's record, or add to it what is said anew; another program may have added others."""
     with sole_process(RUNS / "record.lock", "writing the record", wait=True):
-        others = [other for other in finished(split) if other["key"] != record["key"]]
+        runs = finished(split)
+        others = [other for other in runs if other["key"] != record["key"]]
+        known = next((other for other in runs if other["key"] == record["key"]), {})
         keep(
             record_name(split),
             data=f"Flickr8k photographs, synthetic speech, {split}: {', '.join(VOICES[split])}",
             seed=sorted({run["key"]["seed"] for run in [*others, record]}),
-            figures={"runs": [*others, dict(record)]},
+            figures={"runs": [*others, {**known, **record}]},
         )
 
 
@@ -65,11 +69,12 @@ def model_folder(run: Run, config: Config) -> Path:
 def carry_out(run: Run, config: Config, manifest: Manifest, split: Split, device: str) -> dict[str, Any]:
     """Train a run, or end its training, and measure it; return its record."""
     out = model_folder(run, config)
+    begun = begin(out, choose_device(device))
     progress = train_on_manifest(config, manifest, out, device=device)
     model = SpeechImageModel.from_pretrained(out, choose_device(device))
     results = evaluate_on_manifest(model, manifest, split, about={"run": run.name})
-    write_results(out / f"results-{split}.json", results)
-    record = {**trained(run, config, progress, out, model.device), **measured(results)}
+    write_results(results_file(out, split), results)
+    record = {**trained(run, config, progress, out, begun), **measured(results)}
     if split == "test":
         record["explored_on_dev"] = [
             trial["key"]["changes"] for trial in finished("dev") if trial["key"]["row"] == run.row
@@ -80,13 +85,35 @@ def carry_out(run: Run, config: Config, manifest: Manifest, split: Split, device
     return record
 
 
-def trained(run: Run, config: Config, progress: Progress, out: Path, device: torch.device) -> dict[str, Any]:
-    """Return what a record says of a training, whose model lies in `out`."""
+def results_file(folder: Path, split: Split) -> Path:
+    """Return where a model's results lie."""
+    return folder / f"results-{split}.json"
+
+
+def begin(out: Path, device: torch.device) -> dict[str, Any]:
+    """Return what a training into `out` is done with: code, machine and threads as they were when it began.
+
+    A record may be written by another program than the one that trained: on test, of a model that was tried on dev.
+    """
+    path = out / "begun.json"
+    if not path.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps({"commit": COMMIT, **computed_on(device)}))
+    begun: dict[str, Any] = json.loads(path.read_text())
+    return begun
+
+
+def computed_on(device: torch.device) -> dict[str, Any]:
+    """Return what was computed with: the processor or the GPU, and the threads of the process."""
     described = machine()
+    return {"machine": described["gpu" if device.type == "cuda" else "cpu"], "threads": described["threads"]}
+
+
+def trained(run: Run, config: Config, progress: Progress, out: Path, begun: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a record says of a training, whose model lies in `out` and which was `begun` so."""
     return {
         "key": key_of(run, config),
-        "commit": commit(),
-        "machine": described["gpu" if device.type == "cuda" else "cpu"],
+        **begun,
         "steps": config.training.steps,
         "best_step": progress.best_step,
         "dev": round(progress.best_metric, 4),
@@ -140,28 +167,27 @@ def course(out: Path) -> list[dict[str, float]]:
     return followed
 
 
-def question_time(model: SpeechImageModel, captions: Sequence[SpokenCaption]) -> dict[str, float]:
+def question_time(model: SpeechImageModel, captions: Sequence[SpokenCaption]) -> dict[str, Any]:
     """Time the parts of a spoken question, one at a time; the median over `QUESTIONS` of them.
 
     Returns:
         Milliseconds to `hear` a recording (decoding, both encoders), to `rank` the gallery by similarity, and to
-        `match` it with the best k, whose keys and values are kept, as search keeps them.
+        `match` it with the best k, whose keys and values are kept, as search keeps them; and what it was computed on.
     """
     asked = captions[:QUESTIONS]
     paths = list(dict.fromkeys(caption.image for caption in captions))
     gallery = F.normalize(torch.randn(len(paths), model.config.model.embedding_dim), dim=1)
     heard = [model.encode_speech(caption.audio) for caption in asked]
+    k = model.config.search.rerank
     times = {
-        "hear": _milliseconds(lambda caption: model.encode_speech(caption.audio), asked),
-        "rank": _milliseconds(lambda speech: speech.embedding @ gallery.T, heard),
+        "hear": milliseconds(lambda caption: model.encode_speech(caption.audio), asked),
+        "rank": milliseconds(lambda speech: (speech.embedding @ gallery.T).topk(min(k, len(paths))), heard),
     }
     if model.multimodal_encoder is not None:
         with torch.inference_mode():
-            pictures = model.multimodal_encoder.prepare_images(
-                model.encode_image(paths[: model.config.search.rerank]).hidden
-            )
-        times["match"] = _milliseconds(lambda speech: match_prepared(model, speech, pictures), heard)
-    return times
+            pictures = model.multimodal_encoder.prepare_images(model.encode_image(paths[:k]).hidden)
+        times["match"] = milliseconds(lambda speech: match_prepared(model, speech, pictures), heard)
+    return {**times, **computed_on(model.device)}
 
 
 def measure_zero_shot(model: SpeechImageModel, out: Path, words: Manifest) -> dict[str, Any]:
@@ -169,14 +195,15 @@ def measure_zero_shot(model: SpeechImageModel, out: Path, words: Manifest) -> di
     return measured(evaluate_on_manifest(model, words, "test", unseen_by=out))
 
 
-def _log(out: Path) -> Iterator[dict[str, Any]]:
-    return (json.loads(line) for line in (out / "training" / "log.jsonl").read_text().splitlines())
-
-
-def _milliseconds(ask: Callable[[Question], object], questions: Sequence[Question]) -> float:
+def milliseconds(ask: Callable[[Question], object], questions: Sequence[Question]) -> float:
+    """Return the median of what each question takes."""
     seconds = []
     for question in questions:
         started = time.perf_counter()
         ask(question)
         seconds.append(time.perf_counter() - started)
     return round(1000 * statistics.median(seconds), 2)
+
+
+def _log(out: Path) -> Iterator[dict[str, Any]]:
+    return (json.loads(line) for line in (out / "training" / "log.jsonl").read_text().splitlines())

@@ -23,7 +23,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from flickr8k_synthetic.corpus import RUNS, corpus
-from flickr8k_synthetic.measure import finished, measured, model_folder, put_on_record, trained
+from flickr8k_synthetic.measure import (
+    QUESTIONS,
+    begin,
+    computed_on,
+    finished,
+    measured,
+    milliseconds,
+    model_folder,
+    put_on_record,
+    trained,
+)
 from flickr8k_synthetic.plan import Run, config_for, record_of
 from saysee.config import SpeechBackboneConfig
 from saysee.data.dataset import PairDataset
@@ -34,7 +44,7 @@ from saysee.evaluation.ablation import BASELINE
 from saysee.evaluation.retrieval import evaluate_retrieval
 from saysee.features.audio import SAMPLE_RATE, load_waveform
 from saysee.features.store import default_cache_folder
-from saysee.files import write_text
+from saysee.files import sole_process, write_text
 from saysee.losses.queue import MomentumQueue
 from saysee.models.backbones import SpeechBackbone
 from saysee.models.backbones.base import real_frames
@@ -98,12 +108,17 @@ class Sentences:
 
 
 def measure_rival(captions: int, split: Split) -> None:
-    """Train the rival's head and put both its rows on record, unless they are there.
+    """Train the rival's head and put both its rows on record, unless they are there; one program at a time.
 
     Args:
         captions: of each training image.
         split: what is measured.
     """
+    with sole_process(RUNS / "rival.lock", "at the rival", wait=True):
+        _measure_rival(captions, split)
+
+
+def _measure_rival(captions: int, split: Split) -> None:
     heard, written = Run(HEARD, captions), Run(WRITTEN, captions)
     config = config_for(Run(BASELINE, captions), ())
     assert config is not None
@@ -123,6 +138,7 @@ def measure_rival(captions: int, split: Split) -> None:
     )
     sentences = Sentences(reader, as_written)
     out, dev = model_folder(written, config), manifest.of("dev")
+    begun = begin(out, model.device)
     progress = train(
         Learner(model, None, MomentumQueue(0, config.model.embedding_dim), build_optimizer(model, config.training)),
         PairDataset(manifest.of("train"), sentences, images),
@@ -134,13 +150,17 @@ def measure_rival(captions: int, split: Split) -> None:
     model.load_trainable_state(read_model_folder(out).state, str(out))
     for run, texts in ((heard, Sentences(reader, as_heard)), (written, sentences)):
         record = {
-            **trained(run, config, progress, out, model.device),
+            **trained(run, config, progress, out, begun),
             **measured(evaluate_retrieval(model, asked, texts, images)),
         }
         if run == heard:
             record["word_error_rate"] = round(
                 word_error_rate([(as_written[c.audio], as_heard[c.audio]) for c in asked]), 4
             )
+            hearing = milliseconds(
+                lambda caption: reader([_tokens(recognise(load_waveform(caption.audio)))]), asked[:QUESTIONS]
+            )
+            record["milliseconds_of_a_question"] = {"hear": hearing, **computed_on(model.device)}
         put_on_record(split, record)
 
 

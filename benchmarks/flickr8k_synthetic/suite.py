@@ -2,7 +2,7 @@
 
     pip install 'saysee[speak]'
     pip install --require-hashes --no-deps -r benchmarks/flickr8k_synthetic/requirements.txt
-    python benchmarks/flickr8k_synthetic FLICKR8K                          # everything, one stage after the other
+    python benchmarks/flickr8k_synthetic FLICKR8K --picture-words WORDS    # everything, one stage after the other
     python benchmarks/flickr8k_synthetic FLICKR8K --only speak --captions 2
     python benchmarks/flickr8k_synthetic FLICKR8K --only runs --rows contrast,all --seeds 0
     python benchmarks/flickr8k_synthetic FLICKR8K --only runs --split dev --change training.steps=3000
@@ -14,10 +14,12 @@ FLICKR8K holds `Flickr8k.token.txt`, the three split lists, and the photographs 
 - runs: trains and measures what `plan.plan` lists: rows, seeds, captions of an image, noise. Each finished run is a
   record in `results/flickr8k_synthetic.json` that is skipped next time. With `--split dev`, dev is measured
   and the recipe may be changed; what was tried so is kept in `results/flickr8k_synthetic_dev.json`.
+- gains: what each run gains over contrast only, with paired intervals; of the results that lie here.
 - questions: how long a spoken question takes on this machine's processor, and with `--picture-words` the zero-shot
   question; asked of the models that lie here.
 - rival: speech recognition, then the same head on sentence embeddings (`rival`).
-- table: the tables of docs/results.md on the terminal, and the recall curves into `docs`, from the records alone.
+- table: tables on the terminal, from which those of docs/results.md are made, and two figures into `docs`; from the
+  records alone.
 - sheets: contact sheets of hits and misses, below `runs`: Flickr8k's photographs may not be published.
 
 Every stage goes on where it was stopped. Two programs started side by side share the runs; with OMP_NUM_THREADS=1 each
@@ -32,6 +34,8 @@ from pathlib import Path
 from typing import Any
 
 from flickr8k_synthetic.corpus import corpus, speak_captions, spoken_words
+from flickr8k_synthetic.figures import FIGURES
+from flickr8k_synthetic.gains import measure_gains
 from flickr8k_synthetic.measure import (
     carry_out,
     finished,
@@ -43,7 +47,7 @@ from flickr8k_synthetic.measure import (
 from flickr8k_synthetic.plan import COMPARED, RECIPES, Run, config_for, plan, planned_records, record_of
 from flickr8k_synthetic.rival import measure_rival
 from flickr8k_synthetic.sheets import write_sheets
-from flickr8k_synthetic.table import CURVES, curves, table
+from flickr8k_synthetic.table import table
 from saysee.config import load_config
 from saysee.data.manifest import Split
 from saysee.errors import SayseeError
@@ -52,7 +56,7 @@ from saysee.files import sole_process, write_text
 from saysee.models.retrieval_model import SpeechImageModel
 from saysee.workflows import extract_on_manifest
 
-STAGES = ("speak", "features", "runs", "questions", "rival", "table", "sheets")
+STAGES = ("speak", "features", "runs", "gains", "questions", "rival", "table", "sheets")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -74,6 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("another recipe is tried on dev alone: --only runs --split dev")
     if options.flickr8k is None and options.only in (None, "speak"):
         parser.error("give the folder of Flickr8k")
+    if options.picture_words is None and options.only is None:
+        parser.error("give --picture-words, which the zero-shot question needs, or one stage with --only")
     captions = [options.captions] if options.captions else sorted(RECIPES)
     for stage in [options.only] if options.only else STAGES:
         if stage == "speak":
@@ -90,13 +96,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 runs = [replace(run, changes=tuple(options.change or ())) for run in plain]
             while any(attempt(run, options.split, options.device) for run in runs):
                 pass  # from the first again: what waited for the time of another run may be next
+        elif stage == "gains":
+            measure_gains()
         elif stage == "questions":
             ask_models(options.picture_words)
         elif stage == "rival":
             for count in captions:
                 measure_rival(count, options.split)
         elif stage == "table":
-            write_text(CURVES, curves(finished("test")))
+            for figure, draw in FIGURES.items():
+                write_text(figure, draw(finished("test")))
             print(table(finished("test"), finished("dev")))
         else:
             write_sheets()
@@ -141,4 +150,4 @@ def ask_models(picture_words: Path | None) -> None:
             answers["milliseconds_of_a_question"] = question_time(model, corpus(run.captions).of("test"))
         if asked is not None:
             answers["zero_shot"] = measure_zero_shot(model, folder, asked)
-        put_on_record("test", {**record, **answers})
+        put_on_record("test", {"key": record["key"], **answers})

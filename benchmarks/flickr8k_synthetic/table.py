@@ -1,21 +1,17 @@
-"""What stands in docs/results.md, made from the records: tables as Markdown, recall curves as SVG."""
+"""The tables from which those of docs/results.md are made, as Markdown, from the records alone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from statistics import mean
 from typing import Any
-from xml.sax.saxutils import escape
 
-from flickr8k_synthetic.measure import CURVE
-from flickr8k_synthetic.plan import FULL, Run, planned_records
+from flickr8k_synthetic.plan import Run, planned_records
 from flickr8k_synthetic.rival import HEARD, WRITTEN
-from saysee.evaluation.ablation import BASELINE, ROWS
+from saysee.evaluation.ablation import ROWS
 from saysee.evaluation.metrics import RECALLS
 from saysee.evaluation.report import DIRECTION_NAMES, markdown_table
 from saysee.evaluation.results import DIRECTIONS, STAGES
 
-CURVES = Path("docs/flickr8k_synthetic.svg")
 NAMES = [f"{direction}/{recall}" for direction in DIRECTIONS for recall in RECALLS]
 
 Record = Mapping[str, Any]
@@ -32,15 +28,17 @@ def table(records: Sequence[Record], explored: Sequence[Record]) -> str:
     """
     rows = groups(records)
     main = [
-        [name, data, stage, str(len(runs)), *(_over_seeds(runs, f"{stage}/{metric}") for metric in NAMES)]
+        [name, data, stage, *line]
         for name, data, runs in rows
         for stage in STAGES
         if f"{stage}/{NAMES[0]}" in runs[0]["recall"]
+        for line in _seed_by_seed(runs, stage)
     ]
     directions = [f"{DIRECTION_NAMES[direction]}, {recall}" for direction in DIRECTIONS for recall in RECALLS]
-    parts = [markdown_table(["row", "training captions", "stage", "seeds", *directions], main)]
-    parts += ["Gain over contrast only, in points, seed by seed", _gains(records)]
-    parts += ["Cost", _costs(rows)]
+    parts = [markdown_table(["row", "training captions", "stage", "seed", *directions], main)]
+    parts += ["Gain over contrast only, in points, with paired intervals; a fine stage over a coarse one"]
+    parts += [_gains(records)]
+    parts += ["Cost; how often the right one is among the k that are matched", _costs(rows)]
     many = [run["many_candidates"] for _, _, runs in rows for run in runs if "many_candidates" in run]
     for measured in many:
         cells = [_with_interval(measured["recall"][f"fine/{metric}"]) for metric in NAMES]
@@ -74,89 +72,22 @@ def groups(records: Sequence[Record]) -> list[Group]:
     return named + [(record["key"]["row"], _data(record["key"]["captions"], 0.0), [record]) for record in rival]
 
 
-def curves(records: Sequence[Record]) -> str:
-    """Return recall against k as SVG, both directions side by side; the first seed of the rows that matter most."""
-    shown = [
-        (f"{name}, {stage}", run["curve"][f"{stage}/{direction}"], number)
-        for number, direction in enumerate(DIRECTIONS)
-        for name, data, runs in groups(records)
-        for run in runs[:1]
-        if data == _data(5, 0.0)
-        for stage in STAGES
-        if f"{stage}/{direction}" in run["curve"]
-    ]
-    labels = list(dict.fromkeys(label for label, _, _ in shown))
-    height = _TOP + _SIDE + 40 + 18 * len(labels)
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * (_SIDE + _LEFT) + 20} {height}" '
-        'font-family="sans-serif" font-size="12" fill="none">',
-        '<rect width="100%" height="100%" fill="white"/>',
-    ]
-    for number, direction in enumerate(DIRECTIONS):
-        left = _LEFT + number * (_SIDE + _LEFT)
-        parts.append(
-            f'<text x="{left}" y="{_TOP - 8}" fill="black">{DIRECTION_NAMES[direction]}, recall at k in %</text>'
-        )
-        for percent in range(0, 101, 20):
-            y = _y(percent / 100)
-            parts.append(f'<path d="M{left} {y:.1f}h{_SIDE}" stroke="#ddd"/>')
-            parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end" fill="black">{percent}</text>')
-        for place, k in enumerate(CURVE):
-            parts.append(
-                f'<text x="{_x(left, place):.1f}" y="{_TOP + _SIDE + 16}" text-anchor="middle" fill="black">{k}</text>'
-            )
-    for label, recalls, number in shown:
-        left, colour = _LEFT + number * (_SIDE + _LEFT), _COLOURS[labels.index(label) % len(_COLOURS)]
-        points = " ".join(f"{_x(left, place):.1f},{_y(recall):.1f}" for place, recall in enumerate(recalls))
-        parts.append(f'<polyline points="{points}" stroke="{colour}" stroke-width="2"/>')
-    for row, label in enumerate(labels):
-        y, colour = _TOP + _SIDE + 42 + 18 * row, _COLOURS[row % len(_COLOURS)]
-        parts.append(f'<path d="M{_LEFT} {y}h24" stroke="{colour}" stroke-width="2"/>')
-        parts.append(f'<text x="{_LEFT + 32}" y="{y + 4}" fill="black">{escape(label)}</text>')
-    return "\n".join([*parts, "</svg>"]) + "\n"
-
-
-_LEFT, _TOP, _SIDE = 44, 28, 280
-# told apart by people who see few colours [Okabe and Ito 2008]
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-
-
-def _x(left: float, place: int) -> float:
-    """Return where the place-th k stands: nearly a logarithmic scale, since each k is about twice the last."""
-    return left + _SIDE * place / (len(CURVE) - 1)
-
-
-def _y(recall: float) -> float:
-    return _TOP + _SIDE * (1 - recall)
-
-
 def _gains(records: Sequence[Record]) -> str:
-    """Return each row minus the baseline of the same data and seed; a fine stage minus the baseline's coarse one."""
-    planned = planned_records(records)
-    recalls = {run: record["recall"] for run, record in planned}
     rows = []
-    for run, record in planned:
-        baseline = Run(BASELINE, run.captions, run.seed, run.noise)
-        longer = replace(baseline, equal_time=True)
-        if run in (baseline, longer):
-            continue
-        against = {"equal steps": baseline} | ({"equal time": longer} if run.row == FULL else {})
-        for stage in STAGES:
-            for what, other in against.items():
-                if other not in recalls or f"{stage}/{NAMES[0]}" not in record["recall"]:
-                    continue
-                points = [
-                    record["recall"][f"{stage}/{name}"][0] - recalls[other][f"coarse/{name}"][0] for name in NAMES
-                ]
-                cells = [run.title, _data(run.captions, run.noise), stage, str(run.seed), what]
-                rows.append([*cells, *(f"{100 * value:+.1f}" for value in points)])
-    return markdown_table(["row", "captions", "stage", "seed", "against", *NAMES], rows)
+    for run, record in planned_records(records):
+        for what, gains in record.get("gain", {}).items():
+            for stage in STAGES:
+                if f"{stage}/{NAMES[0]}" in gains:
+                    cells = [run.title, _data(run.captions, run.noise), stage, str(run.seed), what]
+                    rows.append([*cells, *(_gain(gains[f"{stage}/{name}"]) for name in NAMES)])
+    return markdown_table(["row", "captions", "stage", "seed", "at equal", *NAMES], rows)
 
 
 def _costs(rows: Sequence[Group]) -> str:
     cells = []
     for name, data, runs in rows:
         question = runs[0].get("milliseconds_of_a_question", {})
+        reached = runs[0]["coarse_recall_at_k"] if "rerank" in runs[0] else {}
         cells.append(
             [
                 *(name, data, str(runs[0]["steps"])),
@@ -164,10 +95,13 @@ def _costs(rows: Sequence[Group]) -> str:
                 f"{mean(run['seconds_of_training'] for run in runs) / 60:.0f}",
                 ", ".join(str(run["best_step"]) for run in runs),
                 *(f"{question[part]:.1f}" if part in question else "-" for part in ("hear", "rank", "match")),
+                *(_percent(reached[direction]) if direction in reached else "-" for direction in DIRECTIONS),
             ]
         )
     headers = ["row", "training captions", "steps", "seconds a step", "minutes of training", "best steps"]
-    return markdown_table([*headers, "ms to hear a question", "ms to rank", "ms to match k"], cells)
+    headers += ["ms to hear a question", "ms to rank", "ms to match k"]
+    headers += [f"{DIRECTION_NAMES[direction]}, % among the k" for direction in DIRECTIONS]
+    return markdown_table(headers, cells)
 
 
 def _trials(explored: Sequence[Record]) -> str:
@@ -197,12 +131,19 @@ def _data(captions: int, noise: float) -> str:
     return f"{captions} an image" + (f", {noise:.0%} wrong" if noise else "")
 
 
-def _over_seeds(runs: Sequence[Record], metric: str) -> str:
-    """Return the mean over seeds with the lowest and the highest; of one seed its value and bootstrap interval."""
-    if len(runs) == 1:
-        return _with_interval(runs[0]["recall"][metric])
-    values = [run["recall"][metric][0] for run in runs]
-    return f"{_percent(mean(values))} [{_percent(min(values))}-{_percent(max(values))}]"
+def _seed_by_seed(runs: Sequence[Record], stage: str) -> Iterator[list[str]]:
+    """Yield each seed with its bootstrap intervals; behind several, their mean with the lowest and the highest."""
+    for run in runs:
+        yield [str(run["key"]["seed"]), *(_with_interval(run["recall"][f"{stage}/{name}"]) for name in NAMES)]
+    if len(runs) > 1:
+        by_metric = [[run["recall"][f"{stage}/{name}"][0] for run in runs] for name in NAMES]
+        spread = [f"{_percent(mean(v))} [{_percent(min(v))}-{_percent(max(v))}]" for v in by_metric]
+        yield ["mean", *spread]
+
+
+def _gain(difference: Sequence[float]) -> str:
+    value, low, high = (f"{100 * number:+.1f}" for number in difference)
+    return f"{value} ({low} to {high})"
 
 
 def _with_interval(recall: Sequence[float]) -> str:

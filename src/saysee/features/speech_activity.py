@@ -4,7 +4,7 @@ Silero's voice activity detector (the bundled file, MIT) says of every 32 ms how
 here and not by the package `silero-vad`, which on import sets torch to one thread for the whole process.
 
 To refuse a question that somebody has spoken is worse than to answer noise, so the thresholds are low. What they do to
-voices in nine languages, to noise, hum and tones is measured beside a threshold on energy by
+voices in eight languages, to noise, hum and tones is measured beside a threshold on energy by
 `benchmarks/speech_activity.py`.
 """
 
