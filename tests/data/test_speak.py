@@ -283,7 +283,14 @@ def test_a_recording_that_is_not_sound_is_made_again_by_another_draw(engine: Fak
     assert spoken.left_out == []
     assert again > 3
     several = sum(count > 1 for count in Counter(text for text, *_ in engine.asked).values())
-    assert f"made again by another draw, because the first was not sound: {several}" in spoken.notes
+    listed = tmp_path / "out" / "made-again.txt"
+    said = f"made again by another draw, because the first was not sound: {several}; which and why stands in {listed}"
+    assert said in spoken.notes
+    asked = Counter(text for text, *_ in engine.asked)
+    lines = dict(line.split(" by fake:ann: ") for line in listed.read_text("utf-8").splitlines())
+    assert {name: reasons.count("it: is silent throughout") for name, reasons in lines.items()} == {
+        caption.id: asked[caption.text] - 1 for caption in captions if asked[caption.text] > 1
+    }
     assert len({(speed, pitch) for *_, speed, pitch in engine.asked}) == len(engine.asked)
 
 

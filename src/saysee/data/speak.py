@@ -7,6 +7,7 @@ moves none between them.
     DIR/manifest.jsonl               what was spoken
     DIR/speech.json                  who spoke it and how: engines, voices, licences, seed, ranges
     DIR/left-out.txt                 what could not be spoken, if anything, with the reason
+    DIR/made-again.txt               what was not sound at first, if anything, and why, and was made by another draw
     DIR/recordings/VOICE/NAME.flac   16 kHz, 16 bits
 
 A recording's name holds a hash of all that decides its sound, so what is there need not be made again, whatever else
@@ -22,7 +23,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import soundfile
 from tqdm import tqdm
@@ -106,6 +107,14 @@ class _Task:
     delivery: Delivery
 
 
+class _Outcome(NamedTuple):
+    """What became of a task: the file it is for, why tries were not sound, and whether one was in the end."""
+
+    task: _Task
+    faults: tuple[str, ...]
+    made: bool
+
+
 def speak(
     captions: Sequence[WrittenCaption],
     voices: Voices,
@@ -164,7 +173,7 @@ def speak(
             )
     with sole_process(out / ".lock", f"speaking into {out}"):
         todo = [task for task in tasks if not task.audio.exists()]
-        faults, again = _speak_all(todo, workers, progress)
+        faults, several = _speak_all(todo, workers, out / "made-again.txt", progress)
         left_out = [f"{task.id} by {task.speaker}: {faults[task.audio]}" for task in tasks if task.audio in faults]
         manifest = Manifest(split_by, tuple(caption for caption in spoken if caption.audio not in faults))
         if not manifest.captions:
@@ -180,7 +189,9 @@ def speak(
             listed.unlink(missing_ok=True)
     made = len(todo) - len(left_out)
     notes = [manifest.summary(), f"made {made:,} recordings, {len(tasks) - len(todo):,} were there already"]
-    notes += [f"made again by another draw, because the first was not sound: {again:,}"] if again else []
+    if several:
+        why = f"because the first was not sound: {several:,}; which and why stands in {out / 'made-again.txt'}"
+        notes.append(f"made again by another draw, {why}")
     return Spoken(manifest, left_out, [*notes, _heard_in_training(manifest)])
 
 
@@ -261,34 +272,42 @@ def _plain(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.+-]+", "-", text).strip(".-") or "-"
 
 
-def _speak_all(tasks: Sequence[_Task], workers: int, progress: bool) -> tuple[dict[Path, str], int]:
-    """Make recordings; return what is wrong with those that could not be made, and how many took several tries."""
+def _speak_all(tasks: Sequence[_Task], workers: int, again: Path, progress: bool) -> tuple[dict[Path, str], int]:
+    """Make recordings; return what is wrong with those that could not be made, and how many took several tries.
+
+    Args:
+        tasks: what is to be made.
+        workers: processes; with 1, this one.
+        again: the file that gets a line for each recording that took several tries.
+        progress: whether to show a bar.
+    """
     units = [tasks[start : start + _UNIT] for start in range(0, len(tasks), _UNIT)]
-    faults: dict[Path, str] = {}
-    again = 0
+    refused: dict[Path, str] = {}
+    several = 0
     with tqdm(total=len(tasks), unit="recording", disable=None if progress else True, delay=2, leave=False) as bar:
         for outcomes in map(_speak_unit, units) if workers == 1 else _in_processes(units, workers):
-            for audio, tries, fault in outcomes:
-                again += tries > 1 and fault is None
-                if fault is not None:
-                    faults[audio] = fault
-                bar.update()
-    return faults, again
+            retried = [outcome for outcome in outcomes if outcome.made and outcome.faults]
+            if retried:
+                several += len(retried)
+                with again.open("a", encoding="utf-8") as file:
+                    file.writelines(f"{o.task.id} by {o.task.speaker}: {', then '.join(o.faults)}\n" for o in retried)
+            refused |= {outcome.task.audio: outcome.faults[-1] for outcome in outcomes if not outcome.made}
+            bar.update(len(outcomes))
+    return refused, several
 
 
-def _in_processes(units: Sequence[Sequence[_Task]], workers: int) -> Iterator[list[tuple[Path, int, str | None]]]:
+def _in_processes(units: Sequence[Sequence[_Task]], workers: int) -> Iterator[list[_Outcome]]:
     with worker_pool(workers, "recordings", become_worker) as pool:
         yield from pool.map(_speak_unit, units)
 
 
-def _speak_unit(tasks: Sequence[_Task]) -> list[tuple[Path, int, str | None]]:
-    """Make some recordings; return of each its file, the tries it took, and what is wrong if none was sound."""
-    return [(task.audio, *_speak_one(task)) for task in tasks]
+def _speak_unit(tasks: Sequence[_Task]) -> list[_Outcome]:
+    return [_speak_one(task) for task in tasks]
 
 
-def _speak_one(task: _Task) -> tuple[int, str | None]:
+def _speak_one(task: _Task) -> _Outcome:
     engine, _, voice = task.speaker.partition(":")
-    fault = ""
+    faults: list[str] = []
     for attempt in range(task.delivery.tries):
         speed, pitch = task.delivery.draw(task.seed, f"{task.id}\0{task.speaker}\0{attempt}")
         try:
@@ -296,14 +315,14 @@ def _speak_one(task: _Task) -> tuple[int, str | None]:
             waveform = as_waveform(samples, rate, name="it")
             require_speech(waveform, task.text, speed)
         except (SynthesisError, AudioError) as error:
-            fault = str(error)
+            faults.append(str(error))
             continue
         with atomic_path(task.audio) as temporary:
             # what is louder than the file can hold is made quieter, not clipped
             peak = max(1.0, float(abs(waveform).max()))
             soundfile.write(temporary, waveform / peak, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-        return attempt + 1, None
-    return task.delivery.tries, fault
+        return _Outcome(task, tuple(faults), made=True)
+    return _Outcome(task, tuple(faults), made=False)
 
 
 def require_speech(waveform: Samples, text: str, speed: float) -> None:
