@@ -20,6 +20,7 @@
 import argparse
 import json
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from saysee.data.emoji import TEST_VENDOR, read_concepts
 from saysee.data.manifest import Manifest, read_manifest
 from saysee.data.picture_folder import prepare
 from saysee.data.written_captions import read_captions
-from saysee.evaluation.bootstrap import bootstrap_intervals
+from saysee.evaluation.bootstrap import LEVEL, RESAMPLES, bootstrap_intervals
 from saysee.evaluation.report import markdown_table
 from saysee.evaluation.results import Results
 from saysee.features.audio import load_waveform
@@ -132,29 +133,43 @@ def tables() -> str:
     figures = json.loads((RESULTS / "shipped_model.json").read_text())["figures"]
     ceiling = json.loads((RESULTS / "emoji_ceiling.json").read_text())["figures"]
     emoji, drawings, photographs = figures["emoji"], figures["drawings"], figures["photographs"]
-    beside = "- by pictures of the two makers in training, image encoder alone"
     rows = [
-        ["emoji of another maker, other voices", *counts(emoji)],
-        [beside, "", "", *of_ceiling(ceiling["emoji"])],
-        ["emoji that were in training, other voices", *counts(emoji["pictures_of_training"])],
+        ["emoji of another maker, other voices", *counts(emoji), of_ceiling(ceiling["emoji"])],
+        ["emoji that were in training, other voices", *counts(emoji["pictures_of_training"]), ""],
     ]
     names = {"ca": "Catalan", "de": "German", "en": "English", "es": "Spanish", "fr": "French"}
     names |= {"gd": "Scottish Gaelic", "pt_BR": "Brazilian Portuguese", "ro": "Romanian"}
-    english = drawings["english"]
     named = "drawings that English voices name"
-    rows += [[f"{named}, English", *counts(english)], [beside, "", "", *of_ceiling(ceiling[named])]]
-    pictures = drawings["pictures"]
+    rows += [[f"{named}, English", *counts(drawings["english"]), of_ceiling(ceiling[named])]]
+    pictures = str(drawings["pictures"])
     for language, row in sorted(drawings["by_language"].items(), key=lambda item: item[0] != "en"):
-        rows.append([f"drawings, {names[language]}", str(row["recordings"]), str(pictures), *cells(row)])
-        if language == "en":
-            rows.append([beside, "", "", *of_ceiling(ceiling["drawings"])])
-    found = markdown_table(["asked for", "recordings", "pictures", "R@1", "R@5", "R@10"], rows)
-    words = photographs["by_word"]
-    order = sorted(words, key=lambda word: -words[word]["precision"])
-    by_word = [
-        [word, f"{100 * words[word]['precision']:.0f}", f"{100 * words[word]['share_of_all']:.0f}"] for word in order
+        alone = of_ceiling(ceiling["drawings"][language])
+        rows.append([f"drawings, {names[language]}", str(row["recordings"]), pictures, *cells(row), alone])
+    headers = ["asked for", "recordings", "pictures", "R@1", "R@5", "R@10", "by emoji, R@1 / 5 / 10"]
+
+    words, by_emoji = photographs["by_word"], ceiling["photographs"]
+    shares = [
+        [word, words[word]["precision"], by_emoji[word], words[word]["share_of_all"]]
+        for word in sorted(words, key=lambda word: -words[word]["precision"])
     ]
-    return f"{found}\n\n{markdown_table(['word', 'of the first ten, %', 'of all, %'], by_word)}"
+    by_word = [[word, *(f"{100 * share:.0f}" for share in found)] for word, *found in shares]
+    spoken, shown, _ = zip(*(found for _, *found in shares), strict=True)
+    chance = f"{100 * photographs['mean_share_of_all']:.1f}"
+    by_word.append([f"mean of {len(shares)}", over_words(spoken), over_words(shown), chance])
+    asked = ["word", "of the first ten, %", "by emoji, %", "of all, %"]
+    speed = figures["speed_10000_pictures"]
+    parts = [["decode the recording", "decode_ms"], ["hear it", "encode_ms"], ["rank 10,000 pictures", "coarse_ms"]]
+    times = [[what, f"{speed[part]:.0f}"] for what, part in [*parts, ["together", "total_ms"]]]
+    return "\n\n".join(
+        (markdown_table(headers, rows), markdown_table(asked, by_word), markdown_table(["part", "milliseconds"], times))
+    )
+
+
+def over_words(shares: Sequence[float]) -> str:
+    """Return the mean over words, in percent, with its percentile bootstrap over words, which are few."""
+    drawn = np.random.default_rng(0).choice(np.array(shares), (RESAMPLES, len(shares))).mean(1)
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return f"{100 * np.mean(shares):.1f} ({100 * low:.1f}-{100 * high:.1f})"
 
 
 def counts(row: dict[str, Any]) -> list[str]:
@@ -167,8 +182,8 @@ def cells(row: dict[str, Any]) -> list[str]:
     return ["{} ({}-{})".format(*row[f"{stage}/{name}"]) for name in ("R@1", "R@5", "R@10")]
 
 
-def of_ceiling(recalls: dict[str, float]) -> list[str]:
-    return [f"{100 * recalls[name]:.1f}" for name in ("R@1", "R@5", "R@10")]
+def of_ceiling(recalls: dict[str, float]) -> str:
+    return " / ".join(f"{100 * recalls[name]:.1f}" for name in ("R@1", "R@5", "R@10"))
 
 
 def drawings_of_concepts(folder: Path) -> Manifest:

@@ -25,8 +25,8 @@ class PreparedSpeech(NamedTuple):
     """The recordings' side of matching.
 
     Attributes:
-        states: (S, T, H), after the first layer's self-attention.
-        queries: (S, N, T, d), of the first layer's cross-attention.
+        states: (S, T, H), after the first layer's self-attention; of a single layer [CLS] alone, (S, 1, H).
+        queries: (S, N, T, d), of the first layer's cross-attention; of a single layer (S, N, 1, d).
         mask: (S, T), True where a frame is real.
     """
 
