@@ -34,7 +34,7 @@ from saysee.data.emoji import TEST_VENDOR, read_concepts
 from saysee.data.manifest import Manifest, read_manifest
 from saysee.data.picture_folder import prepare
 from saysee.data.written_captions import read_captions
-from saysee.evaluation.bootstrap import LEVEL, RESAMPLES, bootstrap_intervals
+from saysee.evaluation.bootstrap import LEVEL, RESAMPLES, bootstrap_intervals, interval_of
 from saysee.evaluation.report import markdown_table
 from saysee.evaluation.results import Results
 from saysee.features.audio import load_waveform
@@ -168,8 +168,8 @@ def tables() -> str:
 def over_words(shares: Sequence[float]) -> str:
     """Return the mean over words, in percent, with its percentile bootstrap over words, which are few."""
     drawn = np.random.default_rng(0).choice(np.array(shares), (RESAMPLES, len(shares))).mean(1)
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return f"{100 * np.mean(shares):.1f} ({100 * low:.1f}-{100 * high:.1f})"
+    mean = interval_of(float(np.mean(shares)), drawn, LEVEL)
+    return f"{100 * mean.value:.1f} ({100 * mean.low:.1f}-{100 * mean.high:.1f})"
 
 
 def counts(row: dict[str, Any]) -> list[str]:

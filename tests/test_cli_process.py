@@ -24,8 +24,6 @@ from saysee.training import trainer
 from saysee.training.step import StepReport, training_step
 from saysee.training.trainer import CHECKPOINT_FILE
 
-pytestmark = pytest.mark.no_cover  # whole runs, which take twice as long traced; their parts have tests of their own
-
 STUBBED = [Path(__file__).with_name("command_line.py")]
 STEP_BY_STEP = ("--training.checkpoint_every", "1", "--training.evaluate_every", "1", "--training.steps", "100000")
 

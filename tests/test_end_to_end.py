@@ -27,8 +27,6 @@ from saysee.features.store import FeatureStore
 from saysee.models.backbones import ImageBackbone, SpeechBackbone, load_image_backbone, load_speech_backbone
 from saysee.training.trainer import build_learner, train
 
-pytestmark = pytest.mark.no_cover  # whole runs, which take twice as long traced; their parts have tests of their own
-
 SAYSEE = ("-m", "saysee")
 
 # the smallest run with everything: momentum, queue, distillation, matching, dropout, evaluations between checkpoints

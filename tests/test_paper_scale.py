@@ -22,8 +22,6 @@ from saysee.config import bundled_configs, load_config
 from saysee.data.manifest import read_manifest
 from saysee.training.trainer import CHECKPOINT_FILE
 
-pytestmark = pytest.mark.no_cover  # whole runs, which take twice as long traced; their parts have tests of their own
-
 SAYSEE = ("-m", "saysee")
 
 # the sizes of a recipe made small; all that makes it that recipe stays

@@ -3,15 +3,12 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 from xml.sax.saxutils import escape
 
 from flickr8k_synthetic.measure import CURVE
-from flickr8k_synthetic.table import groups
+from flickr8k_synthetic.table import Record, groups
 from saysee.evaluation.report import DIRECTION_NAMES
 from saysee.evaluation.results import DIRECTIONS, STAGES
-
-Record = Mapping[str, Any]
 
 _LEFT, _TOP, _SIDE = 44, 28, 280
 _LINE = 18

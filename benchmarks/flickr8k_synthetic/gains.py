@@ -1,7 +1,9 @@
 """What each run gains over contrast only on the same questions."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from flickr8k_synthetic.measure import finished, model_folder, put_on_record, results_file
 from flickr8k_synthetic.plan import FULL, Run, config_for, planned_records
@@ -17,11 +19,12 @@ def measure_gains() -> None:
     planned = dict(planned_records(records))
     for run, record in planned.items():
         known = record.get("gain", {})
-        files = {what: (_results(other), _results(run)) for what, other in baselines(run).items() if other in planned}
+        ours = _results(run, records)
+        files = {what: _results(other, records) for what, other in baselines(run).items() if other in planned}
         gains = {
-            what: gain(*pair)
-            for what, pair in files.items()
-            if what not in known and all(file.exists() for file in pair)
+            what: gain(baseline, ours)
+            for what, baseline in files.items()
+            if what not in known and baseline.exists() and ours.exists()
         }
         if gains:
             put_on_record("test", {"key": record["key"], "gain": {**known, **gains}})
@@ -51,7 +54,7 @@ def gain(baseline: Path, ours: Path) -> dict[str, list[float]]:
     }
 
 
-def _results(run: Run) -> Path:
-    config = config_for(run, finished("test"))
+def _results(run: Run, records: Iterable[Mapping[str, Any]]) -> Path:
+    config = config_for(run, records)
     assert config is not None  # it is on record
     return results_file(model_folder(run, config), "test")

@@ -24,8 +24,6 @@ from saysee.features.hashes import FileHashes
 from saysee.features.ray_cluster import on_ray
 from stubs import StubImageBackbone, StubSpeechBackbone
 
-pytestmark = pytest.mark.no_cover  # whole runs, which take twice as long traced; their parts have tests of their own
-
 
 @dataclass(frozen=True)
 class RayCluster:

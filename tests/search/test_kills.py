@@ -18,8 +18,6 @@ from media import write_image
 from saysee.search.building import check_index
 from saysee.search.index import open_index, writing_to
 
-pytestmark = pytest.mark.no_cover  # whole runs, which take twice as long traced; their parts have tests of their own
-
 STUBBED = (Path(__file__).parents[1] / "command_line.py",)
 PICTURES = 400
 

@@ -26,8 +26,6 @@ from saysee.features.audio import load_waveform
 from saysee.workflows import train_on_manifest
 from serving.browser import choose_file, chromium, hold_to_speak, likeness, visit
 
-pytestmark = pytest.mark.no_cover  # whole runs, which take twice as long traced; their parts have tests of their own
-
 SAYSEE = ("-m", "saysee")
 CONFIG = Config(
     ModelConfig(width=32, embedding_dim=16, heads=2, multimodal_layers=1),

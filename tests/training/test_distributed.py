@@ -30,8 +30,6 @@ from saysee.training.step import Learner, in_parallel, training_step
 from saysee.training.trainer import CHECKPOINT_FILE, train
 from stubs import IMAGE_DIM, LAYERS, SPEECH_DIM, TOKENS, make_batch, small_model
 
-pytestmark = pytest.mark.no_cover  # whole runs, which take twice as long traced; their parts have tests of their own
-
 STEPS = 4
 KILLED = 9
 CASES: dict[str, dict[str, Any]] = {
