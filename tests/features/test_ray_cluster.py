@@ -39,6 +39,7 @@ def cluster() -> Iterator[RayCluster]:
         environment.setenv("RAY_TMPDIR", folder)
         environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
         environment.setenv("RAY_enable_metrics_collection", "0")
+        environment.setenv("RAY_worker_niceness", "0")  # at Ray's 15 the actors starve beside other tests
         environment.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         environment.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # actors import this module and its neighbours
         import ray

@@ -113,6 +113,7 @@ def test_the_space_bar_held_anywhere_speaks(page: Page, fake: FakeApi) -> None:
     page.keyboard.up("Space")
     expect(page.locator("dialog")).not_to_be_visible()
     expect(page.locator("[data-state=rest]")).to_have_count(1)
+    expect(page.locator("#results[aria-busy]")).to_have_count(0)  # it is asked and answered
     assert len(fake.uploads) == 2
 
 
