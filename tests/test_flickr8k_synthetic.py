@@ -140,6 +140,10 @@ def test_one_command_makes_everything_and_the_next_does_nothing_twice(
     tried += ["--change", "training.learning_rate=0.001"]
     suite.suite.main([str(miniature), "--only", "speak", "--workers", "1"])
     suite.suite.main(tried)
+    (model,) = (tmp_path / "runs" / "flickr8k_synthetic" / "models").glob("*/")
+    log = (model / "training" / "log.jsonl").read_bytes()
+    suite.suite.main([*tried, "--change", "search.fusion=match"])  # another question to the same model
+    assert [log] == [path.read_bytes() for path in model.parent.glob("*/training/log.jsonl")]
     command = [str(miniature), "--workers", "1", "--picture-words", str(words)]
     suite.suite.main(command)
 
@@ -154,7 +158,8 @@ def test_one_command_makes_everything_and_the_next_does_nothing_twice(
         *(("contrast", 2, False), ("all", 2, False), ("contrast", 2, True), ("all", 5, False), *rival)
     }
     full, longer = by_row["all", 2, False], by_row["contrast", 2, True]
-    assert full["explored_on_dev"] == [["training.learning_rate=0.001"]]
+    changes = [["training.learning_rate=0.001"], ["training.learning_rate=0.001", "search.fusion=match"]]
+    assert full["explored_on_dev"] == changes
     assert (full["images"], full["captions"], full["steps"]) == (2, 10, 4)
     value, low, high = full["recall"]["fine/speech_to_image/R@1"]
     assert 0 <= low <= value <= high <= 1
@@ -171,8 +176,9 @@ def test_one_command_makes_everything_and_the_next_does_nothing_twice(
     expected = 4 * full["seconds_a_step"] / by_row["contrast", 2, False]["seconds_a_step"]
     assert longer["steps"] == round(expected)
     assert by_row["recognised text", 2, False]["word_error_rate"] == pytest.approx(2 / 6, abs=1e-4)
-    (explored,) = runs_on_record(tmp_path, "flickr8k_synthetic_dev")
-    assert (explored["key"]["changes"], explored["captions"]) == (["training.learning_rate=0.001"], 5)
+    explored = runs_on_record(tmp_path, "flickr8k_synthetic_dev")
+    assert [run["key"]["changes"] for run in explored] == changes
+    assert [(run["captions"], run["fusion"]) for run in explored] == [(5, "match+scaled-similarity"), (5, "match")]
     printed = capsys.readouterr().out
     for said in (
         "| contrast, equal time ",

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flickr8k_synthetic.measure import finished, model_folder, put_on_record, results_file
+from flickr8k_synthetic.measure import finished, put_on_record, results_file
 from flickr8k_synthetic.plan import FULL, Run, config_for, planned_records
 from saysee.evaluation.ablation import BASELINE
 from saysee.evaluation.compare import compare
@@ -57,4 +57,4 @@ def gain(baseline: Path, ours: Path) -> dict[str, list[float]]:
 def _results(run: Run, records: Iterable[Mapping[str, Any]]) -> Path:
     config = config_for(run, records)
     assert config is not None  # it is on record
-    return results_file(model_folder(run, config), "test")
+    return results_file(run, config, "test")

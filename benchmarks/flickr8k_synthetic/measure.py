@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from flickr8k_synthetic.corpus import RUNS, VOICES
-from flickr8k_synthetic.plan import FULL, Run, key_of, recipe_digest
+from flickr8k_synthetic.plan import FULL, Run, key_of, recipe_digest, trained_by
 from record import RESULTS, commit, keep, machine
 from saysee.config import Config, SearchConfig
 from saysee.data.manifest import Manifest, Split, SpokenCaption
@@ -62,18 +62,21 @@ def put_on_record(split: Split, record: Mapping[str, Any]) -> None:
 
 
 def model_folder(run: Run, config: Config) -> Path:
-    """Return where a run's model lies: a recipe that has changed trains into another folder."""
-    return RUNS / "models" / f"{run.name}-{recipe_digest(config)}".replace(" ", "-")
+    """Return where a run's model lies: a recipe that has changed trains into another folder.
+
+    How it is searched with is no part of a training: another rule is tried on the same model.
+    """
+    return RUNS / "models" / f"{run.name}-{recipe_digest(trained_by(run, config))}".replace(" ", "-")
 
 
 def carry_out(run: Run, config: Config, manifest: Manifest, split: Split, device: str) -> dict[str, Any]:
     """Train a run, or end its training, and measure it; return its record."""
     out = model_folder(run, config)
     begun = begin(out, choose_device(device))
-    progress = train_on_manifest(config, manifest, out, device=device)
+    progress = train_on_manifest(trained_by(run, config), manifest, out, device=device)
     model = SpeechImageModel.from_pretrained(out, choose_device(device))
-    results = evaluate_on_manifest(model, manifest, split, about={"run": run.name})
-    write_results(results_file(out, split), results)
+    results = evaluate_on_manifest(model, manifest, split, search=config.search, about={"run": run.name})
+    write_results(results_file(run, config, split), results)
     record = {**trained(run, config, progress, out, begun), **measured(results)}
     if split == "test":
         record["explored_on_dev"] = [
@@ -85,9 +88,9 @@ def carry_out(run: Run, config: Config, manifest: Manifest, split: Split, device
     return record
 
 
-def results_file(folder: Path, split: Split) -> Path:
-    """Return where a model's results lie."""
-    return folder / f"results-{split}.json"
+def results_file(run: Run, config: Config, split: Split) -> Path:
+    """Return where a run's results lie."""
+    return model_folder(run, config) / f"results-{split}-{config.search.rerank}-{config.search.fusion}.json"
 
 
 def begin(out: Path, device: torch.device) -> dict[str, Any]:

@@ -113,6 +113,11 @@ def config_for(run: Run, records: Iterable[Mapping[str, Any]]) -> Config | None:
     return replace(config, training=replace(config.training, steps=steps))
 
 
+def trained_by(run: Run, config: Config) -> Config:
+    """Return the configuration that a run's model is trained by: its own, but for how it is searched with."""
+    return replace(config, search=load_config(str(RECIPES[run.captions])).search)
+
+
 def key_of(run: Run, config: Config) -> dict[str, Any]:
     """Return what tells a run's record from all others, in plain JSON values."""
     # what an equal time comes to differs from machine to machine
