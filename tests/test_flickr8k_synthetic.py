@@ -29,6 +29,9 @@ from media import write_image
 from saysee.config import load_config
 from saysee.data import speech_synthesis
 from saysee.data.speech_synthesis.base import Voice
+from saysee.evaluation.bootstrap import paired_difference
+from saysee.evaluation.metrics import RankCounts
+from saysee.evaluation.results import DIRECTIONS, Results, StageResult, read_results
 from saysee.features.audio import SAMPLE_RATE, load_waveform
 
 ROOT = Path(__file__).parents[1]
@@ -115,8 +118,13 @@ def miniature(suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     speech_synthesis.load_engine.cache_clear()
 
 
+def on_record(folder: Path, name: str = "flickr8k_synthetic") -> dict[str, Any]:
+    figures: dict[str, Any] = json.loads((folder / "results" / f"{name}.json").read_text())["figures"]
+    return figures
+
+
 def runs_on_record(folder: Path, name: str = "flickr8k_synthetic") -> list[dict[str, Any]]:
-    runs: list[dict[str, Any]] = json.loads((folder / "results" / f"{name}.json").read_text())["figures"]["runs"]
+    runs: list[dict[str, Any]] = on_record(folder, name)["runs"]
     return runs
 
 
@@ -138,6 +146,10 @@ def test_one_command_makes_everything_and_the_next_does_nothing_twice(
     monkeypatch.setattr(suite.measure, "MEASURED_AT_MANY", runs[1])
     tried = ["--only", "runs", "--split", "dev", "--rows", "all", "--captions", "2"]
     tried += ["--change", "training.learning_rate=0.001"]
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "results.md").write_text(
+        "Before.\n<!-- flickr8k_synthetic: recall -->\nold\n<!-- end -->\nAfter.\n"
+    )
     suite.suite.main([str(miniature), "--only", "speak", "--workers", "1"])
     suite.suite.main(tried)
     (model,) = (tmp_path / "runs" / "flickr8k_synthetic" / "models").glob("*/")
@@ -163,10 +175,12 @@ def test_one_command_makes_everything_and_the_next_does_nothing_twice(
     assert (full["images"], full["captions"], full["steps"]) == (2, 10, 4)
     value, low, high = full["recall"]["fine/speech_to_image/R@1"]
     assert 0 <= low <= value <= high <= 1
-    assert set(full["milliseconds_of_a_question"]) == {"hear", "rank", "match", "machine", "threads"}
-    assert set(full["gain"]) == {"equal steps", "equal time"}
-    value, low, high = full["gain"]["equal time"]["fine/mean/R@10"]
+    assert set(full["milliseconds_of_a_question"]) == {"hear", "rank", "match", "machine", "torch", "threads"}
+    gains = {(g["row"]["row"], g["row"]["captions"], g["at equal"]): g for g in on_record(tmp_path)["gains"]}
+    assert set(gains) == {("all", 2, "steps"), ("all", 2, "time")}
+    value, low, high, least, most = gains["all", 2, "time"]["gain"]["fine/mean/R@10"]
     assert low <= value <= high
+    assert least == value == most  # one seed of each
     assert value == pytest.approx(
         full["recall"]["fine/mean/R@10"][0] - longer["recall"]["coarse/mean/R@10"][0], abs=2e-4
     )
@@ -180,14 +194,11 @@ def test_one_command_makes_everything_and_the_next_does_nothing_twice(
     assert [run["key"]["changes"] for run in explored] == changes
     assert [(run["captions"], run["fusion"]) for run in explored] == [(5, "match+scaled-similarity"), (5, "match")]
     printed = capsys.readouterr().out
-    for said in (
-        "| contrast, equal time ",
-        "| 5 an image, 40% wrong ",
-        "| recognised text ",
-        "Tried on dev",
-        "Zero-shot",
-    ):
-        assert said in printed, said
+    document = (tmp_path / "docs" / "results.md").read_text()
+    for said in ("| contrast only, equal time ", "| 5 an image, 40% wrong ", "| recognised text, 33.3 % of the words "):
+        assert said in document, said
+        assert said in printed
+    assert document.startswith("Before.\n") and document.endswith("\nAfter.\n")
     for figure in ("curves", "rows"):
         ElementTree.parse(tmp_path / "docs" / f"flickr8k_synthetic_{figure}.svg")
     assert len(list((tmp_path / "runs" / "flickr8k_synthetic" / "sheets").glob("all-*.html"))) == 4
@@ -277,16 +288,60 @@ def test_word_errors_are_counted(suite: Suite) -> None:
 
 
 def test_what_was_tried_on_dev_is_shown_row_by_row_the_rival_behind_them(suite: Suite) -> None:
-    def tried(row: str, *stages: str) -> dict[str, Any]:
+    def tried(row: str, *stages: str, changes: tuple[str, ...] = ()) -> dict[str, Any]:
         recall = {f"{stage}/mean/{name}": [0.25, 0.2, 0.3] for stage in stages for name in ("R@1", "R@5", "R@10")}
-        key = {"row": row, "captions": 2, "noise": 0.0, "seed": 0, "changes": []}
-        return {"key": key, "recall": recall, "course": [{"step": 4}], "machine": "one"}
+        key = {"row": row, "captions": 2, "noise": 0.0, "seed": 0, "equal_time": False, "recipe": "0"}
+        return {"key": {**key, "changes": changes}, "recall": recall, "course": [{"step": 4}], "machine": "one"}
 
     explored = [tried("recognised text", "coarse"), tried("all", "coarse", "fine"), tried("contrast", "coarse")]
-    lines = suite.table.table([], explored).partition("Tried on dev")[2].splitlines()
+    explored += [tried("matching-hard", "coarse", changes=(*suite.plan.LISTED, "training.learning_rate=0.001"))]
+    lines = suite.table.tables([], [], explored)["dev"].splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")][2:]
-    assert [row[0] for row in rows] == ["contrast", "all", "recognised text"]
-    assert [row[4:10].count("25.0 (20.0-30.0)") for row in rows] == [3, 6, 3]
+    names = ["contrast only", "+ matching, list, learning rate 0.001", "full method", "recognised text"]
+    assert [row[0] for row in rows] == names
+    assert [row[2:4].count("25.0 / 25.0 / 25.0") for row in rows] == [1, 1, 2, 1]
+
+
+def test_a_gain_is_over_the_seeds_of_both(suite: Suite) -> None:
+    """The mean of all pairs of seeds, its interval over the pictures, and the pairs that differ most."""
+
+    def result(*rank: int) -> Results:
+        names = tuple(f"{number}" for number in range(len(rank)))
+        none = np.zeros(len(rank), np.int64)
+        counts = RankCounts(np.array(rank), none, none + 1)
+        both = [StageResult("coarse", direction, counts, names, names, 100) for direction in DIRECTIONS]
+        return Results({}, tuple(both), {}, {})
+
+    first, second, ours = result(*[0] * 4 + [50] * 6), result(*[0] * 5 + [50] * 5), result(*[0] * 7 + [50] * 3)
+    gains = suite.gains.gain([first, second], [ours])
+    assert set(gains) == {f"coarse/{where}/R@{k}" for where in (*DIRECTIONS, "mean") for k in (1, 5, 10)}
+    value, low, high, least, most = gains["coarse/mean/R@1"]
+    assert (value, least, most) == pytest.approx((0.25, 0.2, 0.3))
+    assert 0 <= low < value < high <= 0.6
+    alone = suite.gains.gain([second], [ours])["coarse/mean/R@1"]
+    difference = paired_difference(second.stages[0].counts, ours.stages[0].counts, ours.stages[0].clusters)["R@1"]
+    assert alone == pytest.approx([0.2, difference.low, difference.high, 0.2, 0.2], abs=1e-4)
+
+
+def test_the_document_says_what_the_record_says(suite: Suite) -> None:
+    """Whoever edits a table by hand, or adds a run and does not make the tables, is told so."""
+    document = (ROOT / "docs" / "results.md").read_text()
+    records, explored = suite.measure.on_record("test"), suite.measure.finished("dev")
+    made = suite.table.tables(records["runs"], records["gains"], explored)
+    assert suite.table.written_into(document, made) == document
+    assert {"recall", "gain", "cost", "dev"} <= set(re.findall(r"<!-- flickr8k_synthetic: (.+?) -->", document))
+
+
+def test_the_record_says_what_the_ranks_say(suite: Suite) -> None:
+    """Recalls and gains of one row, from the ranks that lie beside the record."""
+    records = suite.measure.on_record("test")
+    plan, run = suite.plan, suite.plan.Run("all")
+    ranks = read_results(suite.measure.results_file(run, plan.config_for(run, ())))
+    record = plan.record_of(run, plan.config_for(run, ()), records["runs"])
+    assert suite.measure.measured(ranks)["recall"] == record["recall"]
+    asked = {ranking.name: suite.measure.recall_at(ranking.counts, 10).mean() for ranking in ranks.stages}
+    for name, share in asked.items():
+        assert record["recall"][f"{name}/R@10"][0] == pytest.approx(share, abs=1e-4)
 
 
 def test_every_curve_has_a_colour_of_its_own(suite: Suite) -> None:

@@ -42,23 +42,39 @@ def record_name(split: Split) -> str:
 
 def finished(split: Split) -> list[dict[str, Any]]:
     """Return the runs on record."""
-    path = RESULTS / f"{record_name(split)}.json"
-    runs: list[dict[str, Any]] = json.loads(path.read_text())["figures"]["runs"] if path.exists() else []
+    runs: list[dict[str, Any]] = on_record(split)["runs"]
     return runs
+
+
+def on_record(split: Split) -> dict[str, Any]:
+    """Return all figures of the record: `runs`, and on test `gains` between them."""
+    path = RESULTS / f"{record_name(split)}.json"
+    figures: dict[str, Any] = json.loads(path.read_text())["figures"] if path.exists() else {"runs": []}
+    return figures
 
 
 def put_on_record(split: Split, record: Mapping[str, Any]) -> None:
     """Keep a run's record, or add to it what is said anew; another program may have added others."""
     with sole_process(RUNS / "record.lock", "writing the record", wait=True):
-        runs = finished(split)
-        others = [other for other in runs if other["key"] != record["key"]]
-        known = next((other for other in runs if other["key"] == record["key"]), {})
-        keep(
-            record_name(split),
-            data=f"Flickr8k photographs, synthetic speech, {split}: {', '.join(VOICES[split])}",
-            seed=sorted({run["key"]["seed"] for run in [*others, record]}),
-            figures={"runs": [*others, {**known, **record}]},
-        )
+        figures = on_record(split)
+        others = [other for other in figures["runs"] if other["key"] != record["key"]]
+        known: Mapping[str, Any] = next((other for other in figures["runs"] if other["key"] == record["key"]), {})
+        _keep(split, {**figures, "runs": [*others, {**known, **record}]})
+
+
+def put_gains_on_record(gains: Sequence[Mapping[str, Any]]) -> None:
+    """Keep what the rows gain, in the place of what they were said to gain before."""
+    with sole_process(RUNS / "record.lock", "writing the record", wait=True):
+        _keep("test", {**on_record("test"), "gains": gains})
+
+
+def _keep(split: Split, figures: dict[str, Any]) -> None:
+    keep(
+        record_name(split),
+        data=f"Flickr8k photographs, synthetic speech, {split}: {', '.join(VOICES[split])}",
+        seed=sorted({run["key"]["seed"] for run in figures["runs"]}),
+        figures=figures,
+    )
 
 
 def model_folder(run: Run, config: Config) -> Path:
@@ -76,9 +92,9 @@ def carry_out(run: Run, config: Config, manifest: Manifest, split: Split, device
     progress = train_on_manifest(trained_by(run, config), manifest, out, device=device)
     model = SpeechImageModel.from_pretrained(out, choose_device(device))
     results = evaluate_on_manifest(model, manifest, split, search=config.search, about={"run": run.name})
-    write_results(results_file(run, config, split), results)
     record = {**trained(run, config, progress, out, begun), **measured(results)}
     if split == "test":
+        write_results(results_file(run, config), results)
         record["explored_on_dev"] = [
             trial["key"]["changes"] for trial in finished("dev") if trial["key"]["row"] == run.row
         ]
@@ -88,9 +104,9 @@ def carry_out(run: Run, config: Config, manifest: Manifest, split: Split, device
     return record
 
 
-def results_file(run: Run, config: Config, split: Split) -> Path:
-    """Return where a run's results lie."""
-    return model_folder(run, config) / f"results-{split}-{config.search.rerank}-{config.search.fusion}.json"
+def results_file(run: Run, config: Config) -> Path:
+    """Return where the ranks of a run on test lie, question by question: beside the record, for others to compare."""
+    return RESULTS / "flickr8k_synthetic" / f"{model_folder(run, config).name}.json.xz"
 
 
 def begin(out: Path, device: torch.device) -> dict[str, Any]:
@@ -107,9 +123,10 @@ def begin(out: Path, device: torch.device) -> dict[str, Any]:
 
 
 def computed_on(device: torch.device) -> dict[str, Any]:
-    """Return what was computed with: the processor or the GPU, and the threads of the process."""
+    """Return what was computed with: the processor or the GPU, torch, and the threads of the process."""
     described = machine()
-    return {"machine": described["gpu" if device.type == "cuda" else "cpu"], "threads": described["threads"]}
+    processor = described["gpu" if device.type == "cuda" else "cpu"]
+    return {"machine": processor, "torch": described["torch"], "threads": described["threads"]}
 
 
 def trained(run: Run, config: Config, progress: Progress, out: Path, begun: Mapping[str, Any]) -> dict[str, Any]:

@@ -41,6 +41,16 @@ together."""
 RECIPES = {2: Path(__file__).with_name("two_captions.yaml"), 5: Path(__file__).with_name("five_captions.yaml")}
 """By how many captions a training image has."""
 
+_TITLES = {
+    "contrast": "contrast only",
+    "queue": "+ queue and momentum",
+    "distillation": "+ distillation and momentum",
+    "matching-random": "+ matching, random negatives",
+    "matching-hard": "+ matching, hard negatives",
+    "all": "full method",
+}
+"""Queue and distillation bring the momentum encoder with them; a list draws no negatives."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -65,8 +75,11 @@ class Run:
     @property
     def title(self) -> str:
         """What its row of a table is called; the data has a column of its own."""
-        changes = ["list"] if self.changes == LISTED else self.changes
-        return ", ".join([self.row, *(["equal time"] if self.equal_time else []), *changes])
+        listed = set(LISTED) <= set(self.changes)
+        changes = [change for change in self.changes if not listed or change not in LISTED]
+        name = "+ matching" if listed and self.row == "matching-hard" else _TITLES[self.row]
+        said = [change.partition(".")[2].replace("_", " ").replace("=", " ") for change in changes]
+        return ", ".join([name, *(["list"] if listed else []), *(["equal time"] if self.equal_time else []), *said])
 
     @property
     def name(self) -> str:

@@ -32,6 +32,7 @@ from flickr8k_synthetic.measure import (
     milliseconds,
     model_folder,
     put_on_record,
+    results_file,
     trained,
 )
 from flickr8k_synthetic.plan import Run, config_for, record_of
@@ -41,6 +42,7 @@ from saysee.data.extraction import extract_features
 from saysee.data.manifest import Split, SpokenCaption
 from saysee.errors import SayseeError
 from saysee.evaluation.ablation import BASELINE
+from saysee.evaluation.results import write_results
 from saysee.evaluation.retrieval import evaluate_retrieval
 from saysee.features.audio import SAMPLE_RATE, load_waveform
 from saysee.features.store import default_cache_folder
@@ -149,10 +151,10 @@ def _measure_rival(captions: int, split: Split) -> None:
     )
     model.load_trainable_state(read_model_folder(out).state, str(out))
     for run, texts in ((heard, Sentences(reader, as_heard)), (written, sentences)):
-        record = {
-            **trained(run, config, progress, out, begun),
-            **measured(evaluate_retrieval(model, asked, texts, images)),
-        }
+        results = evaluate_retrieval(model, asked, texts, images)
+        if split == "test":
+            write_results(results_file(run, config), results)
+        record = {**trained(run, config, progress, out, begun), **measured(results)}
         if run == heard:
             record["word_error_rate"] = round(
                 word_error_rate([(as_written[c.audio], as_heard[c.audio]) for c in asked]), 4

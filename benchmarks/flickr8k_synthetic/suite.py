@@ -14,12 +14,12 @@ FLICKR8K holds `Flickr8k.token.txt`, the three split lists, and the photographs 
 - runs: trains and measures what `plan.plan` lists: rows, seeds, captions of an image, noise. Each finished run is a
   record in `results/flickr8k_synthetic.json` that is skipped next time. With `--split dev`, dev is measured
   and the recipe may be changed; what was tried so is kept in `results/flickr8k_synthetic_dev.json`.
-- gains: what each run gains over contrast only, with paired intervals; of the results that lie here.
+- gains: what each row gains over contrast only, with paired intervals; from the ranks beside the record.
 - questions: how long a spoken question takes on this machine's processor, and with `--picture-words` the zero-shot
   question; asked of the models that lie here.
 - rival: speech recognition, then the same head on sentence embeddings (`rival`).
-- table: tables on the terminal, from which those of docs/results.md are made, and two figures into `docs`; from the
-  records alone.
+- table: the tables of docs/results.md, into it and on the terminal, and two figures into `docs`; from the records
+  alone.
 - sheets: contact sheets of hits and misses, below `runs`: Flickr8k's photographs may not be published.
 
 Every stage goes on where it was stopped. Two programs started side by side share the runs; with OMP_NUM_THREADS=1 each
@@ -41,13 +41,14 @@ from flickr8k_synthetic.measure import (
     finished,
     measure_zero_shot,
     model_folder,
+    on_record,
     put_on_record,
     question_time,
 )
 from flickr8k_synthetic.plan import COMPARED, RECIPES, Run, config_for, plan, planned_records, record_of
 from flickr8k_synthetic.rival import measure_rival
 from flickr8k_synthetic.sheets import write_sheets
-from flickr8k_synthetic.table import table
+from flickr8k_synthetic.table import DOCUMENT, tables, written_into
 from saysee.config import load_config
 from saysee.data.manifest import Split
 from saysee.errors import SayseeError
@@ -61,7 +62,7 @@ STAGES = ("speak", "features", "runs", "gains", "questions", "rival", "table", "
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("flickr8k", type=Path, nargs="?", help="the folder; the stages table and sheets need none")
+    parser.add_argument("flickr8k", type=Path, nargs="?", help="the folder; the stage speak alone needs it")
     parser.add_argument("--only", choices=STAGES, help="one stage")
     parser.add_argument("--captions", type=int, choices=RECIPES, help="of each training image (default: both)")
     parser.add_argument("--rows", type=lambda text: require_rows(text.split(",")), default=list(ROWS))
@@ -106,7 +107,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         elif stage == "table":
             for figure, draw in FIGURES.items():
                 write_text(figure, draw(finished("test")))
-            print(table(finished("test"), finished("dev")))
+            made = tables(finished("test"), on_record("test").get("gains", []), finished("dev"))
+            write_text(DOCUMENT, written_into(DOCUMENT.read_text(encoding="utf-8"), made))
+            print("\n\n".join(f"{name}\n\n{table}" for name, table in made.items()))
         else:
             write_sheets()
 

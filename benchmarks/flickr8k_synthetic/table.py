@@ -1,7 +1,9 @@
-"""The tables from which those of docs/results.md are made, as Markdown, from the records alone."""
+"""The tables of docs/results.md, written into it from the records alone."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -12,54 +14,55 @@ from saysee.evaluation.metrics import RECALLS
 from saysee.evaluation.report import DIRECTION_NAMES, markdown_table
 from saysee.evaluation.results import DIRECTIONS, STAGES
 
+DOCUMENT = Path("docs/results.md")
 NAMES = [f"{direction}/{recall}" for direction in DIRECTIONS for recall in RECALLS]
+_RECALLS = [f"{DIRECTION_NAMES[direction]}, {recall}" for direction in DIRECTIONS for recall in RECALLS]
 
 Record = Mapping[str, Any]
 Group = tuple[str, str, list[Record]]
 """How a row is called, which data it had, and the records of its seeds."""
 
 
-def table(records: Sequence[Record], explored: Sequence[Record]) -> str:
-    """Return all tables as Markdown.
+def tables(records: Sequence[Record], gains: Sequence[Record], explored: Sequence[Record]) -> dict[str, str]:
+    """Return all tables as Markdown, by their names.
 
     Args:
         records: read on test.
+        gains: of rows over contrast only, on test.
         explored: read on dev.
     """
     rows = groups(records)
-    main = [
-        [name, data, stage, *line]
-        for name, data, runs in rows
-        for stage in STAGES
-        if f"{stage}/{NAMES[0]}" in runs[0]["recall"]
-        for line in _seed_by_seed(runs, stage)
-    ]
-    directions = [f"{DIRECTION_NAMES[direction]}, {recall}" for direction in DIRECTIONS for recall in RECALLS]
-    parts = [markdown_table(["row", "training captions", "stage", "seed", *directions], main)]
-    parts += ["Gain over contrast only, in points, with paired intervals; a fine stage over a coarse one"]
-    parts += [_gains(records)]
-    parts += ["Cost; how often the right one is among the k that are matched", _costs(rows)]
-    many = [run["many_candidates"] for _, _, runs in rows for run in runs if "many_candidates" in run]
-    for measured in many:
-        cells = [_with_interval(measured["recall"][f"fine/{metric}"]) for metric in NAMES]
-        parts += [f"The fine stage with k = {measured['rerank']}", markdown_table(directions, [cells])]
-    asked = [
-        [name, data, stage, str(run["key"]["seed"]), *(_with_interval(recall[f"{stage}/{metric}"]) for metric in NAMES)]
-        for name, data, runs in rows
-        for run in runs
-        if (recall := run.get("zero_shot", {}).get("recall"))
-        for stage in STAGES
-        if f"{stage}/{NAMES[0]}" in recall
-    ]
-    if asked:
-        parts += [
-            "Zero-shot on picture-words",
-            markdown_table(["row", "captions", "stage", "seed", *directions], asked),
-        ]
-    parts += [f"Word error rate of the recogniser: {_percent(run['word_error_rate'])} %" for run in _heard(records)[:1]]
-    if explored:
-        parts += ["Tried on dev", _trials(explored)]
-    return "\n\n".join(parts)
+    return {
+        "recall": _by_seed([(name, data, "", runs) for name, data, runs in rows]),
+        "gain": _gains(gains),
+        "cost": _costs(rows),
+        "many candidates": _by_seed(
+            [
+                (name, data, f", k = {run['many_candidates']['rerank']}", [{**run, **run["many_candidates"]}])
+                for name, data, runs in rows
+                for run in runs
+                if "many_candidates" in run
+            ]
+        ),
+        "zero-shot": _by_seed(
+            [
+                (name, data, "", [{**run, **run["zero_shot"]}])
+                for name, data, runs in rows
+                for run in runs
+                if "zero_shot" in run
+            ]
+        ),
+        "dev": _trials(explored),
+    }
+
+
+def written_into(document: str, made: Mapping[str, str]) -> str:
+    """Return the document with each table where `<!-- flickr8k_synthetic: NAME -->` and `<!-- end -->` stand for it."""
+
+    def fill(place: re.Match[str]) -> str:
+        return f"{place[1]}\n\n{made[place[2]]}\n\n<!-- end -->"
+
+    return re.sub(r"(<!-- flickr8k_synthetic: ([^\n]+?) -->)\n.*?<!-- end -->", fill, document, flags=re.DOTALL)
 
 
 def groups(records: Sequence[Record]) -> list[Group]:
@@ -69,18 +72,31 @@ def groups(records: Sequence[Record]) -> list[Group]:
         found.setdefault(replace(run, seed=0), []).append(record)
     named = [(run.title, _data(run.captions, run.noise), runs) for run, runs in found.items()]
     rival = [record for record in records if record["key"]["row"] in (HEARD, WRITTEN)]
-    return named + [(record["key"]["row"], _data(record["key"]["captions"], 0.0), [record]) for record in rival]
+    return named + [(_rival(record), _data(record["key"]["captions"], 0.0), [record]) for record in rival]
 
 
-def _gains(records: Sequence[Record]) -> str:
+def _by_seed(rows: Sequence[tuple[str, str, str, list[Record]]]) -> str:
+    """Return recalls seed by seed: of rows by name, data, what is said of the fine stage, and records."""
+    lines = [
+        [name, data, stage + (said if stage == "fine" else ""), *line]
+        for name, data, said, runs in rows
+        for stage in STAGES
+        if f"{stage}/{NAMES[0]}" in runs[0]["recall"]
+        for line in _seed_by_seed(runs, stage)
+    ]
+    return markdown_table(["row", "training captions", "stage", "seed", *_RECALLS], lines)
+
+
+def _gains(gains: Sequence[Record]) -> str:
     rows = []
-    for run, record in planned_records(records):
-        for what, gains in record.get("gain", {}).items():
-            for stage in STAGES:
-                if f"{stage}/{NAMES[0]}" in gains:
-                    cells = [run.title, _data(run.captions, run.noise), stage, str(run.seed), what]
-                    rows.append([*cells, *(_gain(gains[f"{stage}/{name}"]) for name in NAMES)])
-    return markdown_table(["row", "captions", "stage", "seed", "at equal", *NAMES], rows)
+    for record in gains:
+        row = Run(**{**record["row"], "changes": tuple(record["row"]["changes"])})
+        of = f"{len(record['seeds'])} of {len(record['seeds of contrast'])}"
+        for stage in STAGES:
+            if f"{stage}/{NAMES[0]}" in record["gain"]:
+                cells = [row.title, _data(row.captions, row.noise), stage, record["at equal"], of]
+                rows.append([*cells, *(_gain(record["gain"][f"{stage}/{name}"]) for name in NAMES)])
+    return markdown_table(["row", "training captions", "stage", "at equal", "seeds", *_RECALLS], rows)
 
 
 def _costs(rows: Sequence[Group]) -> str:
@@ -106,25 +122,33 @@ def _costs(rows: Sequence[Group]) -> str:
 
 def _trials(explored: Sequence[Record]) -> str:
     """Return what was tried on dev, row by row, the budget that each had; recalls are means of both directions."""
-    shown = [f"{stage}/mean/{recall}" for stage in STAGES for recall in RECALLS]
     cells = []
-    for record in sorted(explored, key=lambda record: [*ROWS, HEARD, WRITTEN].index(record["key"]["row"])):
-        key, recall = record["key"], record["recall"]
+    keys = [{name: value for name, value in record["key"].items() if name != "recipe"} for record in explored]
+    runs = [Run(**{**key, "changes": tuple(key["changes"])}) for key in keys]
+    places = [*ROWS, HEARD, WRITTEN]
+    for run, record in sorted(
+        zip(runs, explored, strict=True), key=lambda trial: (places.index(trial[0].row), trial[0].changes)
+    ):
         right = record["course"][-1].get("matching_accuracy")
+        recalls = [[record["recall"].get(f"{stage}/mean/{name}") for name in RECALLS] for stage in STAGES]
         cells.append(
             [
-                *(key["row"], _data(key["captions"], key["noise"]), str(key["seed"])),
-                " ".join(key["changes"]) or "the recipe",
-                *(_with_interval(recall[name]) if name in recall else "-" for name in shown),
+                run.title if run.row in ROWS else run.row,
+                _data(run.captions, run.noise),
+                *(" / ".join(_percent(recall[0]) for recall in found if recall) or "-" for found in recalls),
                 "-" if right is None else _percent(right),
                 record["machine"],
             ]
         )
-    return markdown_table(["row", "captions", "seed", "tried", *shown, "matching right", "machine"], cells)
+    recall = " / ".join(RECALLS)
+    headers = ["row", "training captions", f"coarse {recall}", f"fine {recall}", "matching right, %", "machine"]
+    return markdown_table(headers, cells)
 
 
-def _heard(records: Sequence[Record]) -> list[Record]:
-    return [record for record in records if "word_error_rate" in record]
+def _rival(record: Record) -> str:
+    name: str = record["key"]["row"]
+    wrong = record.get("word_error_rate")
+    return name if wrong is None else f"{name}, {_percent(wrong)} % of the words wrong"
 
 
 def _data(captions: int, noise: float) -> str:
@@ -142,8 +166,8 @@ def _seed_by_seed(runs: Sequence[Record], stage: str) -> Iterator[list[str]]:
 
 
 def _gain(difference: Sequence[float]) -> str:
-    value, low, high = (f"{100 * number:+.1f}" for number in difference)
-    return f"{value} ({low} to {high})"
+    value, low, high, least, most = (f"{100 * number:+.1f}" for number in difference)
+    return f"{value} ({low} to {high})" + (f" [{least} to {most}]" if least != most else "")
 
 
 def _with_interval(recall: Sequence[float]) -> str:

@@ -1,6 +1,7 @@
 """The record: names, round trip through the file, and every way in which a file may be wrong."""
 
 import json
+import lzma
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,19 @@ def test_equal_results_make_equal_bytes(tmp_path: Path) -> None:
     write_results(tmp_path / "a.json", FULL)
     write_results(tmp_path / "b.json", read_results(tmp_path / "a.json"))
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+
+
+def test_compressed_it_is_the_same_record(tmp_path: Path) -> None:
+    plain, small = tmp_path / "results.json", tmp_path / "results.json.xz"
+    write_results(plain, FULL)
+    write_results(small, FULL)
+    assert lzma.decompress(small.read_bytes()) == plain.read_bytes()
+    assert as_plain(read_results(small)) == as_plain(FULL)
+    content = small.read_bytes()
+    for damaged in (content[:-9], b"", plain.read_bytes()):
+        small.write_bytes(damaged)
+        with pytest.raises(SayseeError, match=r"results\.json\.xz is no whole xz file"):
+            read_results(small)
 
 
 def edited(path: Path, edit: Callable[[dict[str, Any]], object]) -> None:

@@ -5,6 +5,7 @@ both directions. The trainer chooses checkpoints by these names.
 """
 
 import json
+import lzma
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 from saysee.errors import SayseeError
 from saysee.evaluation.bootstrap import LEVEL, RESAMPLES, Interval, interval_of, metric_draws
 from saysee.evaluation.metrics import RECALLS, FloatArray, IntArray, RankCounts, summarize
-from saysee.files import write_text
+from saysee.files import atomic_path
 
 Stage = Literal["coarse", "fine"]
 Direction = Literal["speech_to_image", "image_to_speech"]
@@ -163,7 +164,7 @@ def with_mean(measured: Mapping[str, dict[str, _Value]]) -> dict[str, dict[str, 
 
 
 def write_results(path: Path, results: Results) -> None:
-    """Write `results` as JSON, atomically, with the interval of every metric.
+    """Write `results` as JSON, atomically, with the interval of every metric; compressed if the name ends in `.xz`.
 
     The metrics are there for people and other programs; `read_results` computes them again from the counts.
     """
@@ -195,7 +196,9 @@ def write_results(path: Path, results: Results) -> None:
     # What a person reads stands indented at the top; what is as long as the queries follows in one line each.
     top = json.dumps(small, indent=2, allow_nan=False).removesuffix("\n}")
     rest = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in large.items()]
-    write_text(path, ",\n".join([top, *rest]) + "\n}\n")
+    content = (",\n".join([top, *rest]) + "\n}\n").encode()
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(lzma.compress(content) if path.suffix == ".xz" else content)
 
 
 def read_results(path: Path) -> Results:
@@ -205,7 +208,10 @@ def read_results(path: Path) -> Results:
         SayseeError: the file cannot be read, is not such a record, is damaged, or is of a newer saysee.
     """
     try:
-        record = json.loads(path.read_bytes())
+        content = path.read_bytes()
+        record = json.loads(lzma.decompress(content) if path.suffix == ".xz" else content)
+    except lzma.LZMAError as error:
+        raise SayseeError(f"{path} is no whole xz file ({error}); copy it again") from None
     except OSError as error:
         raise SayseeError(f"cannot read the results {path} ({error.strerror}); give a results.json") from None
     except (ValueError, RecursionError):
