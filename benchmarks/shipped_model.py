@@ -22,6 +22,8 @@ import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -134,29 +136,38 @@ def tables() -> str:
     ceiling = json.loads((RESULTS / "emoji_ceiling.json").read_text())["figures"]
     emoji, drawings, photographs = figures["emoji"], figures["drawings"], figures["photographs"]
     rows = [
-        ["emoji of another maker, other voices", *counts(emoji), of_ceiling(ceiling["emoji"])],
-        ["emoji that were in training, other voices", *counts(emoji["pictures_of_training"]), ""],
+        ["emoji of another maker, other voices", *counts(emoji), *of_ceiling(ceiling, "emoji")],
+        ["emoji that were in training, other voices", *counts(emoji["pictures_of_training"]), "", ""],
     ]
     names = {"ca": "Catalan", "de": "German", "en": "English", "es": "Spanish", "fr": "French"}
     names |= {"gd": "Scottish Gaelic", "pt_BR": "Brazilian Portuguese", "ro": "Romanian"}
     named = "drawings that English voices name"
-    rows += [[f"{named}, English", *counts(drawings["english"]), of_ceiling(ceiling[named])]]
+    rows += [[f"{named}, English", *counts(drawings["english"]), *of_ceiling(ceiling, named)]]
     pictures = str(drawings["pictures"])
     for language, row in sorted(drawings["by_language"].items(), key=lambda item: item[0] != "en"):
-        alone = of_ceiling(ceiling["drawings"][language])
-        rows.append([f"drawings, {names[language]}", str(row["recordings"]), pictures, *cells(row), alone])
-    headers = ["asked for", "recordings", "pictures", "R@1", "R@5", "R@10", "by emoji, R@1 / 5 / 10"]
+        alone = of_ceiling(ceiling, "drawings", language)
+        rows.append([f"drawings, {names[language]}", str(row["recordings"]), pictures, *cells(row), *alone])
+    headers = [
+        "asked for",
+        "recordings",
+        "pictures",
+        "R@1",
+        "R@5",
+        "R@10",
+        "by emoji, R@1 / 5 / 10",
+        "styles taken off",
+    ]
 
-    words, by_emoji = photographs["by_word"], ceiling["photographs"]
+    words, (plain, centred) = photographs["by_word"], (of["photographs"] for of in ceilings(ceiling))
     shares = [
-        [word, words[word]["precision"], by_emoji[word], words[word]["share_of_all"]]
+        [word, words[word]["precision"], plain[word], centred[word], words[word]["share_of_all"]]
         for word in sorted(words, key=lambda word: -words[word]["precision"])
     ]
     by_word = [[word, *(f"{100 * share:.0f}" for share in found)] for word, *found in shares]
-    spoken, shown, _ = zip(*(found for _, *found in shares), strict=True)
+    *found, _ = zip(*(found for _, *found in shares), strict=True)
     chance = f"{100 * photographs['mean_share_of_all']:.1f}"
-    by_word.append([f"mean of {len(shares)}", over_words(spoken), over_words(shown), chance])
-    asked = ["word", "of the first ten, %", "by emoji, %", "of all, %"]
+    by_word.append([f"mean of {len(shares)}", *map(over_words, found), chance])
+    asked = ["word", "of the first ten, %", "by emoji, %", "styles taken off, %", "of all, %"]
     speed = figures["speed_10000_pictures"]
     parts = [["decode the recording", "decode_ms"], ["hear it", "encode_ms"], ["rank 10,000 pictures", "coarse_ms"]]
     times = [[what, f"{speed[part]:.0f}"] for what, part in [*parts, ["together", "total_ms"]]]
@@ -182,8 +193,15 @@ def cells(row: dict[str, Any]) -> list[str]:
     return ["{} ({}-{})".format(*row[f"{stage}/{name}"]) for name in ("R@1", "R@5", "R@10")]
 
 
-def of_ceiling(recalls: dict[str, float]) -> str:
-    return " / ".join(f"{100 * recalls[name]:.1f}" for name in ("R@1", "R@5", "R@10"))
+def ceilings(figures: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what emoji_ceiling found with tokens as they are, and with each collection's style taken off."""
+    return [figures["as they are"], figures["centred"]]
+
+
+def of_ceiling(figures: dict[str, Any], *path: str) -> list[str]:
+    """Return the two ceilings of a row, which stands at a path in both."""
+    found = [reduce(getitem, path, of) for of in ceilings(figures)]
+    return [" / ".join(f"{100 * recalls[name]:.1f}" for name in ("R@1", "R@5", "R@10")) for recalls in found]
 
 
 def drawings_of_concepts(folder: Path) -> Manifest:
