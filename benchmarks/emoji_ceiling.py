@@ -6,9 +6,9 @@
 No speech and nothing trained: the pooled token of the bundled EfficientNet-Lite0, and the cosine. Asked are, as
 benchmarks/shipped_model.py asks them by speech, another maker's pictures, drawings, and photographs, by the pictures of
 the thing that training has. Beside a speech model's figures this says which half limits. Once with the tokens as they
-are; and once `centred`: each maker's and each collection's mean, which is its style, taken off. Speech may learn to look
-past the style of what it was trained on, and not past that of a collection that is asked, whose mean a model does not
-know.
+are; and once `centred`: each maker's and each collection's mean, which is its style, taken off. Speech may learn to
+look past the style of what it was trained on, and not past that of a collection that is asked, whose mean a model does
+not know.
 """
 
 import argparse
