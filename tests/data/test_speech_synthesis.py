@@ -157,6 +157,27 @@ def test_kokoro_says_which_files_it_needs(monkeypatch: pytest.MonkeyPatch, tmp_p
         load_engine.__wrapped__("kokoro")
 
 
+def test_kokoro_says_which_file_is_damaged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("hibari")
+    import onnxruntime
+
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    (tmp_path / "model.onnx").write_bytes(b"half a model")
+    with pytest.raises(SayseeError, match=r"onnxruntime cannot read .*model\.onnx .*; fetch it again") as caught:
+        load_engine.__wrapped__("kokoro")
+    assert "\n" not in str(caught.value)
+    # with a model that is whole, a voice that was cut short is said before anything is spoken
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: None)
+    (tmp_path / "voices").mkdir()
+    for name, size in (("af_whole", 2048), ("af_cut", 1500), ("af_empty", 0)):
+        (tmp_path / "voices" / f"{name}.bin").write_bytes(bytes(size))
+    engine = load_engine.__wrapped__("kokoro")
+    assert engine.voice("af_whole").language == "en-us"
+    for name, size in (("af_cut", 1500), ("af_empty", 0)):
+        with pytest.raises(SayseeError, match=rf"{name}\.bin has {size} bytes, and a voice has a multiple of 1024"):
+            engine.voice(name)
+
+
 def test_an_engine_that_nobody_knows_is_refused_with_those_there_are() -> None:
     with pytest.raises(SayseeError, match="no engine 'festival'; allowed: flite, espeak-ng, hibari, kokoro"):
         load_engine("festival")

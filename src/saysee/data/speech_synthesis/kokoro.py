@@ -22,6 +22,7 @@ FOLDER_VARIABLE = "SAYSEE_KOKORO"
 
 _LICENCE = "Apache-2.0 for the model and its voices; its makers trained it in part on what other synthesisers said"
 _RATE = 24_000
+_STYLE_BYTES = 256 * 4  # float32
 # What comes of the model's own knob, as in `hibari`: each sound takes a whole number of 25 ms.
 _SPEED, _KNOB = (0.64, 0.80, 0.92, 1.00, 1.07, 1.19, 1.53), (0.65, 0.80, 0.90, 1.00, 1.10, 1.25, 1.50)
 # Of the voices' names the first letter says the language.
@@ -32,11 +33,11 @@ class KokoroEngine:
     """Speed by the model's own knob, which is coarse; pitch by `at_pitch`.
 
     Raises:
-        SayseeError: its files or a package that it needs are not there.
+        SayseeError: its files or a package that it needs are not there, or a file is damaged.
     """
 
     def __init__(self) -> None:
-        hibari = import_hibari()
+        hibari = import_hibari()  # which has onnxruntime with it
         import onnxruntime
         from hibari.g2p import G2P
 
@@ -50,7 +51,11 @@ class KokoroEngine:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1  # workers share the cores
         options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        try:
+            self._session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime has a class of its own for each fault
+            reason = " ".join(str(error).split())
+            raise SayseeError(f"onnxruntime cannot read {model} ({reason}); fetch it again") from None
         self._folder = folder
         self._phonemisers: dict[str, Any] = {
             language: hibari.Hibari(g2p=G2P(british=language == "en-gb")) for language in _LANGUAGES.values()
@@ -61,7 +66,9 @@ class KokoroEngine:
 
     def voice(self, name: str) -> Voice:
         """See `Engine.voice`."""
-        return one_of("kokoro", name, self._voices)
+        voice = one_of("kokoro", name, self._voices)
+        self._styles(name)
+        return voice
 
     def speak(self, text: str, voice: str, speed: float, pitch: float) -> tuple[Samples, int]:
         """See `Engine.speak`; the samples have 24 kHz, at pitch 0."""
@@ -70,7 +77,7 @@ class KokoroEngine:
             sentences = [phonemiser.ids(phonemes) for phonemes in phonemiser.phonemize(text)]
         if not sentences:
             raise SynthesisError("kokoro found nothing to say in it")
-        styles = np.fromfile(self._folder / "voices" / f"{voice}.bin", np.float32).reshape(-1, 1, 256)
+        styles = self._styles(voice)
 
         def say(speed: float) -> tuple[Samples, int]:
             knob = float(np.interp(speed, _SPEED, _KNOB))
@@ -78,6 +85,14 @@ class KokoroEngine:
 
         with reporting("kokoro"):
             return at_pitch(say, speed, pitch)
+
+    def _styles(self, voice: str) -> Samples:
+        """Return a voice's style vectors (n, 1, 256), that of the longest text last."""
+        path = self._folder / "voices" / f"{voice}.bin"
+        size = path.stat().st_size
+        if size == 0 or size % _STYLE_BYTES:
+            raise SayseeError(f"{path} has {size} bytes, and a voice has a multiple of {_STYLE_BYTES}; fetch it again")
+        return np.fromfile(path, np.float32).reshape(-1, 1, _STYLE_BYTES // 4)
 
     def _say(self, ids: list[int], styles: Samples, speed: float) -> Samples:
         """Say one sentence, of phonemes with a 0 at both ends."""
