@@ -2,7 +2,9 @@
 
 import importlib
 import json
+import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,7 @@ from stubs import small_model
 
 ROOT = Path(__file__).parents[1]
 QUESTION = sample_manifest_path().parent / "audio" / "en-art4apps" / "cow.ogg"
-LARGEST = 45_000_000  # bytes of everything that is in the package
+LARGEST, TRACKED = 45_000_000, 55_000_000  # bytes of everything that is in the package, and of all that git tracks
 
 
 def test_what_training_kept_is_shipped_in_16_bits_with_what_it_has_seen(tmp_path: Path) -> None:
@@ -65,6 +67,17 @@ def test_the_card_has_the_figures_on_record(monkeypatch: pytest.MonkeyPatch) -> 
     for table in tables.split("\n\n"):
         assert table in card
     assert "@@" not in card
+
+
+def test_the_figures_on_record_are_of_the_weights_in_the_package() -> None:
+    figures = json.loads((ROOT / "benchmarks" / "results" / "shipped_model.json").read_text())["figures"]
+    assert figures["model_fingerprint"] == SpeechImageModel.from_pretrained("saysee-small").fingerprint
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no checkout")
+def test_what_is_tracked_stays_small() -> None:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
+    assert sum(os.lstat(ROOT / os.fsdecode(name)).st_size for name in listed.split(b"\0") if name) < TRACKED
 
 
 def test_all_that_is_in_the_package_stays_small() -> None:
