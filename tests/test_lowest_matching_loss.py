@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture
 def program(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module("hard_negatives")
+    return importlib.import_module("lowest_matching_loss")
 
 
 @pytest.mark.parametrize("drawn", ["hard", "random"])

@@ -1,6 +1,6 @@
 """How low the loss of matching can go by what SIC knows: arithmetic, nothing is trained.
 
-    python benchmarks/hard_negatives.py
+    python benchmarks/lowest_matching_loss.py
 
 SIC gives each of n candidates a probability; say that it is right about them, so that candidate j is the match with
 probability p_j. The positive of SIM is then drawn from p, and a hard negative too, of those that are not the match:
@@ -38,7 +38,7 @@ def main() -> None:
         rows.append({"sic": loss, "hard": round(hard(p), 3), "random": round(random(p), 3)})
     print(markdown_table(list(rows[0]), [[str(value) for value in row.values()] for row in rows]))
     keep(
-        "hard_negatives",
+        "lowest_matching_loss",
         data="none",
         seed=SEED,
         figures={"candidates": CANDIDATES, "negatives": NEGATIVES, "frequencies": round(entropy(1 / 3), 3), "by": rows},
