@@ -84,6 +84,7 @@ def captions(tmp_path_factory: pytest.TempPathFactory) -> list[SpokenCaption]:
     return captions
 
 
+@pytest.mark.timeout(900)  # two pools of actors start, each with a torch of its own, beside other tests
 def test_two_nodes_give_what_one_process_gives(
     cluster: RayCluster, captions: list[SpokenCaption], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
