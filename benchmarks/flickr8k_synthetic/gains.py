@@ -1,4 +1,4 @@
-"""What each row gains over contrast only on the same questions, over the seeds of both."""
+"""What each row gains over contrast only on the same questions, over the seeds of both; what its fine stage adds."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -9,7 +9,7 @@ import numpy as np
 
 from flickr8k_synthetic.measure import finished, put_gains_on_record, results_file
 from flickr8k_synthetic.plan import FULL, OWN_BEST, Run, config_for, planned_records
-from saysee.evaluation.ablation import BASELINE
+from saysee.evaluation.ablation import BASELINE, ROWS
 from saysee.evaluation.bootstrap import LEVEL, difference_draws, interval_of
 from saysee.evaluation.metrics import RECALLS, FloatArray, recall_at
 from saysee.evaluation.results import DIRECTIONS, STAGES, Results, Stage, StageResult, read_results, with_mean
@@ -22,55 +22,59 @@ def measure_gains() -> None:
     for run, _ in planned_records(records):
         seeds.setdefault(replace(run, seed=0), []).append(run)
     results = {row: [_results(run, records) for run in runs] for row, runs in seeds.items()}
-    put_gains_on_record(
-        [
-            {
-                "row": {name: value for name, value in asdict(row).items() if name != "seed"},
-                "at equal": equal,
-                "seeds": [run.seed for run in seeds[row]],
-                "seeds of contrast": [run.seed for run in seeds[baseline]],
-                "gain": gain(results[baseline], results[row]),
-            }
-            for row in seeds
-            for equal, baseline in baselines(row).items()
-            if baseline in seeds
-        ]
-    )
+    gains = []
+    for row, ours in results.items():
+        said: dict[str, Any] = {"row": {name: value for name, value in asdict(row).items() if name != "seed"}}
+        said |= {"seeds": [run.seed for run in seeds[row]]}
+        for what, baseline in baselines(row).items():
+            if baseline in seeds:
+                pairs = [*product(results[baseline], ours)]
+                others = [run.seed for run in seeds[baseline]]
+                gains.append({**said, "over": what, "seeds of that": others, "gain": gain(pairs)})
+        if has_fine_stage(row):  # each seed by itself: what re-ranking adds to what it re-ranks
+            alone = gain([*zip(ours, ours, strict=True)], stages=("fine",))
+            gains.append({**said, "over": "its own coarse stage", "seeds of that": said["seeds"], "gain": alone})
+    put_gains_on_record(gains)
 
 
 def baselines(row: Run) -> dict[str, Run]:
-    """Return what a row is held against, by what is equal: the steps.
+    """Return what a row is held against, by its name: contrast only with the same steps.
 
-    The full method, for which the recipe is the best that was found on dev, also against contrast only at its own best
-    there, and in equal time.
+    Rows with a fine stage also against contrast only at the better learning rate that it has on dev; and the full
+    method in equal time.
     """
     baseline = Run(BASELINE, row.captions, noise=row.noise)
-    others = {"steps, own best": replace(baseline, changes=OWN_BEST), "time": replace(baseline, equal_time=True)}
-    if row in (baseline, *others.values()):
+    best, longer = replace(baseline, changes=OWN_BEST), replace(baseline, equal_time=True)
+    if row in (baseline, longer):
         return {}
-    return {"steps": baseline} | (others if row.row == FULL else {})
+    held = {"contrast only": baseline}
+    held |= {best.title: best} if has_fine_stage(row) else {}
+    return held | ({longer.title: longer} if row.row == FULL else {})
 
 
-def gain(baseline: Sequence[Results], ours: Sequence[Results]) -> dict[str, list[float]]:
-    """Return what a row has above contrast only.
+def has_fine_stage(row: Run) -> bool:
+    """Return whether a row of the ablation matches."""
+    return bool(ROWS[row.row].get("matching", True))
 
-    A fine stage is held against the coarse one of contrast only, which has no other.
+
+def gain(pairs: Sequence[tuple[Results, Results]], stages: Sequence[Stage] = STAGES) -> dict[str, list[float]]:
+    """Return what the second results have above the coarse stage of the first.
 
     Args:
-        baseline: of contrast only, a result for each seed, all of the same questions in the same order.
-        ours: of the row.
+        pairs: a baseline and a row, for each pair of seeds; all of the same questions in the same order.
+        stages: of the row.
 
     Returns:
-        By metric five differences: of the means over the seeds; the ends of its paired interval over the pictures; and
-        of all pairs of seeds the lowest and the highest, for the interval knows nothing of other seeds.
+        By metric five differences: of the means over the pairs; the ends of its paired interval over the pictures; and
+        of all pairs the lowest and the highest, for the interval knows nothing of other seeds.
     """
     gains = {}
-    for stage in STAGES:
-        pairs = {direction: _pairs(baseline, ours, stage, direction) for direction in DIRECTIONS}
-        if not all(pairs.values()):
+    for stage in stages:
+        rankings = {direction: _rankings(pairs, stage, direction) for direction in DIRECTIONS}
+        if not all(rankings.values()):
             continue
-        values = with_mean({direction: _differences(found) for direction, found in pairs.items()})
-        draws = with_mean({direction: _draws(found) for direction, found in pairs.items()})
+        values = with_mean({direction: _differences(found) for direction, found in rankings.items()})
+        draws = with_mean({direction: _draws(found) for direction, found in rankings.items()})
         for where, name in product(values, RECALLS):
             found = values[where][name]
             interval = interval_of(float(found.mean()), draws[where][name], LEVEL)
@@ -82,10 +86,10 @@ def gain(baseline: Sequence[Results], ours: Sequence[Results]) -> dict[str, list
 Pair = tuple[StageResult, StageResult]
 
 
-def _pairs(baseline: Iterable[Results], ours: Iterable[Results], stage: Stage, direction: str) -> list[Pair]:
-    """Return each seed of contrast only with each seed of the row, if the row has that stage."""
-    pairs = [(a.ranking("coarse", direction), b.ranking(stage, direction)) for a, b in product(baseline, ours)]
-    found = [(a, b) for a, b in pairs if a and b]
+def _rankings(pairs: Iterable[tuple[Results, Results]], stage: Stage, direction: str) -> list[Pair]:
+    """Return the coarse ranking of each baseline with that of the row, if the row has that stage."""
+    rankings = [(a.ranking("coarse", direction), b.ranking(stage, direction)) for a, b in pairs]
+    found = [(a, b) for a, b in rankings if a and b]
     assert all(a.query_ids == b.query_ids for a, b in found)
     return found
 

@@ -106,7 +106,7 @@ def carry_out(run: Run, config: Config, manifest: Manifest, split: Split, device
 
 def results_file(run: Run, config: Config) -> Path:
     """Return where the ranks of a run on test lie, question by question: beside the record, for others to compare."""
-    return RESULTS / "flickr8k_synthetic" / f"{run.name}-{key_of(run, config)['recipe']}.json.xz"
+    return RESULTS / "flickr8k_synthetic" / f"{run.name}-{key_of(run, config)['recipe']}.json.xz".replace(" ", "-")
 
 
 def begin(out: Path, device: torch.device) -> dict[str, Any]:

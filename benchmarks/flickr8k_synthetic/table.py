@@ -33,24 +33,26 @@ def tables(records: Sequence[Record], gains: Sequence[Record], explored: Sequenc
     """
     rows = groups(records)
     return {
-        "recall": _by_seed([(name, data, "", runs) for name, data, runs in rows]),
+        "recall": _by_seed([(name, data, runs) for name, data, runs in rows], STAGES),
         "gain": _gains(gains),
         "cost": _costs(rows),
         "many candidates": _by_seed(
             [
-                (name, data, f", k = {run['many_candidates']['rerank']}", [{**run, **run["many_candidates"]}])
+                (f"{name}, k = {run['many_candidates']['rerank']}", data, [{**run, **run["many_candidates"]}])
                 for name, data, runs in rows
                 for run in runs
                 if "many_candidates" in run
-            ]
+            ],
+            ("fine",),
         ),
         "zero-shot": _by_seed(
             [
-                (name, data, "", [{**run, **run["zero_shot"]}])
+                (name, data, [{**run, **run["zero_shot"]}])
                 for name, data, runs in rows
                 for run in runs
                 if "zero_shot" in run
-            ]
+            ],
+            STAGES,
         ),
         "dev": _trials(explored),
     }
@@ -62,7 +64,8 @@ def written_into(document: str, made: Mapping[str, str]) -> str:
     def fill(place: re.Match[str]) -> str:
         return f"{place[1]}\n\n{made[place[2]]}\n\n<!-- end -->"
 
-    return re.sub(r"(<!-- flickr8k_synthetic: ([^\n]+?) -->)\n.*?<!-- end -->", fill, document, flags=re.DOTALL)
+    place = r"(<!-- flickr8k_synthetic: ([^\n]+?) -->)\n(?:(?!<!--).)*<!-- end -->"
+    return re.sub(place, fill, document, flags=re.DOTALL)
 
 
 def groups(records: Sequence[Record]) -> list[Group]:
@@ -75,12 +78,12 @@ def groups(records: Sequence[Record]) -> list[Group]:
     return named + [(_rival(record), _data(record["key"]["captions"], 0.0), [record]) for record in rival]
 
 
-def _by_seed(rows: Sequence[tuple[str, str, str, list[Record]]]) -> str:
-    """Return recalls seed by seed: of rows by name, data, what is said of the fine stage, and records."""
+def _by_seed(rows: Sequence[Group], stages: Sequence[str]) -> str:
+    """Return recalls of the stages, seed by seed."""
     lines = [
-        [name, data, stage + (said if stage == "fine" else ""), *line]
-        for name, data, said, runs in rows
-        for stage in STAGES
+        [name, data, stage, *line]
+        for name, data, runs in rows
+        for stage in stages
         if f"{stage}/{NAMES[0]}" in runs[0]["recall"]
         for line in _seed_by_seed(runs, stage)
     ]
@@ -91,19 +94,19 @@ def _gains(gains: Sequence[Record]) -> str:
     rows = []
     for record in gains:
         row = Run(**{**record["row"], "changes": tuple(record["row"]["changes"])})
-        of = f"{len(record['seeds'])} of {len(record['seeds of contrast'])}"
+        seeds = f"{len(record['seeds'])} over {len(record['seeds of that'])}"
         for stage in STAGES:
             if f"{stage}/{NAMES[0]}" in record["gain"]:
-                cells = [row.title, _data(row.captions, row.noise), stage, record["at equal"], of]
+                cells = [row.title, _data(row.captions, row.noise), stage, record["over"], seeds]
                 rows.append([*cells, *(_gain(record["gain"][f"{stage}/{name}"]) for name in NAMES)])
-    return markdown_table(["row", "training captions", "stage", "at equal", "seeds", *_RECALLS], rows)
+    return markdown_table(["row", "training captions", "stage", "over", "seeds", *_RECALLS], rows)
 
 
 def _costs(rows: Sequence[Group]) -> str:
     cells = []
     for name, data, runs in rows:
         question = runs[0].get("milliseconds_of_a_question", {})
-        reached = runs[0]["coarse_recall_at_k"] if "rerank" in runs[0] else {}
+        reached = [run["coarse_recall_at_k"] for run in runs if "rerank" in run]
         cells.append(
             [
                 *(name, data, str(runs[0]["steps"])),
@@ -111,7 +114,7 @@ def _costs(rows: Sequence[Group]) -> str:
                 f"{mean(run['seconds_of_training'] for run in runs) / 60:.0f}",
                 ", ".join(str(run["best_step"]) for run in runs),
                 *(f"{question[part]:.1f}" if part in question else "-" for part in ("hear", "rank", "match")),
-                *(_percent(reached[direction]) if direction in reached else "-" for direction in DIRECTIONS),
+                *(_percent(mean(of[direction] for of in reached)) if reached else "-" for direction in DIRECTIONS),
             ]
         )
     headers = ["row", "training captions", "steps", "seconds a step", "minutes of training", "best steps"]
@@ -135,13 +138,14 @@ def _trials(explored: Sequence[Record]) -> str:
             [
                 run.title if run.row in ROWS else run.row,
                 _data(run.captions, run.noise),
+                str(run.seed),
                 *(" / ".join(_percent(recall[0]) for recall in found if recall) or "-" for found in recalls),
                 "-" if right is None else _percent(right),
                 record["machine"],
             ]
         )
     recall = " / ".join(RECALLS)
-    headers = ["row", "training captions", f"coarse {recall}", f"fine {recall}", "matching right, %", "machine"]
+    headers = ["row", "training captions", "seed", f"coarse {recall}", f"fine {recall}", "matching right, %", "machine"]
     return markdown_table(headers, cells)
 
 
