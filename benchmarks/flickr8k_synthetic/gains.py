@@ -8,24 +8,22 @@ from typing import Any
 import numpy as np
 
 from flickr8k_synthetic.measure import finished, put_gains_on_record, results_file
-from flickr8k_synthetic.plan import FULL, OWN_BEST, Run, config_for, planned_records
+from flickr8k_synthetic.plan import FULL, OWN_BEST, Run, config_for, planned_rows
 from saysee.evaluation.ablation import BASELINE, ROWS
 from saysee.evaluation.bootstrap import LEVEL, difference_draws, interval_of
-from saysee.evaluation.metrics import RECALLS, FloatArray, recall_at
+from saysee.evaluation.metrics import RECALLS, FloatArray, summarize
 from saysee.evaluation.results import DIRECTIONS, STAGES, Results, Stage, StageResult, read_results, with_mean
 
 
 def measure_gains() -> None:
     """Put on record what the rows of the plan gain, by the ranks that lie beside the record."""
     records = finished("test")
-    seeds: dict[Run, list[Run]] = {}
-    for run, _ in planned_records(records):
-        seeds.setdefault(replace(run, seed=0), []).append(run)
+    seeds = {row: [run for run, _ in runs] for row, runs in planned_rows(records).items()}
     results = {row: [_results(run, records) for run in runs] for row, runs in seeds.items()}
     gains = []
     for row, ours in results.items():
-        said: dict[str, Any] = {"row": {name: value for name, value in asdict(row).items() if name != "seed"}}
-        said |= {"seeds": [run.seed for run in seeds[row]]}
+        named = {name: value for name, value in asdict(row).items() if name != "seed"}
+        said: dict[str, Any] = {"row": named, "seeds": [run.seed for run in seeds[row]]}
         for what, baseline in baselines(row).items():
             if baseline in seeds:
                 pairs = [*product(results[baseline], ours)]
@@ -96,10 +94,8 @@ def _rankings(pairs: Iterable[tuple[Results, Results]], stage: Stage, direction:
 
 def _differences(pairs: Sequence[Pair]) -> dict[str, FloatArray]:
     """Return each recall's difference, one for each pair of seeds."""
-    return {
-        name: np.array([recall_at(b.counts, k).mean() - recall_at(a.counts, k).mean() for a, b in pairs])
-        for name, k in RECALLS.items()
-    }
+    measured = [(summarize(a.counts), summarize(b.counts)) for a, b in pairs]
+    return {name: np.array([after[name] - before[name] for before, after in measured]) for name in RECALLS}
 
 
 def _draws(pairs: Iterable[Pair]) -> dict[str, FloatArray]:

@@ -167,6 +167,20 @@ def planned_records(records: Sequence[Mapping[str, Any]]) -> list[tuple[Run, Map
     return [(run, record) for run, record in found if record is not None]
 
 
+def planned_rows(records: Sequence[Mapping[str, Any]]) -> dict[Run, list[tuple[Run, Mapping[str, Any]]]]:
+    """Return the rows of the plan that are on record, each with the runs of its seeds; a row is its run of seed 0."""
+    rows: dict[Run, list[tuple[Run, Mapping[str, Any]]]] = {}
+    for run, record in planned_records(records):
+        rows.setdefault(replace(run, seed=0), []).append((run, record))
+    return rows
+
+
+def run_of(said: Mapping[str, Any]) -> Run:
+    """Return the run that a record's JSON speaks of: its key, or the row of a gain."""
+    values = {name: value for name, value in said.items() if name != "recipe"}
+    return Run(**{**values, "changes": tuple(values["changes"])})
+
+
 @cache
 def _configuration(path: Path, row: str, seed: int, changes: tuple[str, ...]) -> Config:
     """Read a recipe, switch a row's parts, then change it; once, for that takes longer than to look up a record."""

@@ -2,12 +2,11 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from flickr8k_synthetic.plan import Run, planned_records
+from flickr8k_synthetic.plan import planned_rows, run_of
 from flickr8k_synthetic.rival import HEARD, WRITTEN
 from saysee.evaluation.ablation import ROWS
 from saysee.evaluation.metrics import RECALLS
@@ -33,27 +32,14 @@ def tables(records: Sequence[Record], gains: Sequence[Record], explored: Sequenc
     """
     rows = groups(records)
     return {
-        "recall": _by_seed([(name, data, runs) for name, data, runs in rows], STAGES),
+        "recall": _by_seed(rows, STAGES),
         "gain": _gains(gains),
         "cost": _costs(rows),
         "many candidates": _by_seed(
-            [
-                (f"{name}, k = {run['many_candidates']['rerank']}", data, [{**run, **run["many_candidates"]}])
-                for name, data, runs in rows
-                for run in runs
-                if "many_candidates" in run
-            ],
+            [(f"{name}, k = {run['rerank']}", data, [run]) for name, data, [run] in _measured(rows, "many_candidates")],
             ("fine",),
         ),
-        "zero-shot": _by_seed(
-            [
-                (name, data, [{**run, **run["zero_shot"]}])
-                for name, data, runs in rows
-                for run in runs
-                if "zero_shot" in run
-            ],
-            STAGES,
-        ),
+        "zero-shot": _by_seed(_measured(rows, "zero_shot"), STAGES),
         "dev": _trials(explored),
     }
 
@@ -70,12 +56,17 @@ def written_into(document: str, made: Mapping[str, str]) -> str:
 
 def groups(records: Sequence[Record]) -> list[Group]:
     """Return the plan's rows that are on record, each with its seeds; behind them those of the rival."""
-    found: dict[Run, list[Record]] = {}
-    for run, record in planned_records(records):
-        found.setdefault(replace(run, seed=0), []).append(record)
-    named = [(run.title, _data(run.captions, run.noise), runs) for run, runs in found.items()]
+    named = [
+        (row.title, _data(row.captions, row.noise), [record for _, record in runs])
+        for row, runs in planned_rows(records).items()
+    ]
     rival = [record for record in records if record["key"]["row"] in (HEARD, WRITTEN)]
     return named + [(_rival(record), _data(record["key"]["captions"], 0.0), [record]) for record in rival]
+
+
+def _measured(rows: Sequence[Group], what: str) -> list[Group]:
+    """Return the runs of which that was measured besides, each alone, with what was found."""
+    return [(name, data, [{**run, **run[what]}]) for name, data, runs in rows for run in runs if what in run]
 
 
 def _by_seed(rows: Sequence[Group], stages: Sequence[str]) -> str:
@@ -93,7 +84,7 @@ def _by_seed(rows: Sequence[Group], stages: Sequence[str]) -> str:
 def _gains(gains: Sequence[Record]) -> str:
     rows = []
     for record in gains:
-        row = Run(**{**record["row"], "changes": tuple(record["row"]["changes"])})
+        row = run_of(record["row"])
         seeds = f"{len(record['seeds'])} over {len(record['seeds of that'])}"
         for stage in STAGES:
             if f"{stage}/{NAMES[0]}" in record["gain"]:
@@ -126,8 +117,7 @@ def _costs(rows: Sequence[Group]) -> str:
 def _trials(explored: Sequence[Record]) -> str:
     """Return what was tried on dev, row by row, the budget that each had; recalls are means of both directions."""
     cells = []
-    keys = [{name: value for name, value in record["key"].items() if name != "recipe"} for record in explored]
-    runs = [Run(**{**key, "changes": tuple(key["changes"])}) for key in keys]
+    runs = [run_of(record["key"]) for record in explored]
     places = [*ROWS, HEARD, WRITTEN]
     for run, record in sorted(
         zip(runs, explored, strict=True), key=lambda trial: (places.index(trial[0].row), trial[0].changes)
