@@ -18,7 +18,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from record import keep
+from record import keep, matrix_product_rate
 from saysee.config import Config, LossConfig, ModelConfig, TrainingConfig
 from saysee.data.collate import Batch
 from saysee.losses.contrastive import Keys
@@ -127,17 +127,6 @@ def flop_of_a_step(model: SpeechImageModel, shared: bool) -> float:
         whole = (6 + ratio) * square + 4 * (rows + TOKENS) * width
         matching = layers * (pairs * rows * whole + pairs * TOKENS * 2 * square)
     return 3 * (speech + image + matching) + speech + image / TOKENS
-
-
-def matrix_product_rate(dtype: torch.dtype) -> float:
-    """Measure FLOP/s of (4096 x 1024) times (1024 x 1024), the median of 20."""
-    a, b = torch.randn(4096, 1024).to(dtype), torch.randn(1024, 1024).to(dtype)
-    seconds = []
-    for _ in range(22):
-        started = time.perf_counter()
-        a @ b
-        seconds.append(time.perf_counter() - started)
-    return 2 * 4096 * 1024 * 1024 / statistics.median(seconds[2:])
 
 
 def main() -> None:

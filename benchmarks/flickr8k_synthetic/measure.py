@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from flickr8k_synthetic.corpus import RUNS, VOICES
 from flickr8k_synthetic.plan import FULL, Run, key_of, recipe_digest, trained_by
-from record import RESULTS, commit, keep, machine
+from record import RESULTS, commit, keep, machine, matrix_product_rate
 from saysee.config import Config, SearchConfig
 from saysee.data.manifest import Manifest, Split, SpokenCaption
 from saysee.evaluation.metrics import recall_at
@@ -123,10 +123,13 @@ def begin(out: Path, device: torch.device) -> dict[str, Any]:
 
 
 def computed_on(device: torch.device) -> dict[str, Any]:
-    """Return what was computed with: the processor or the GPU, torch, and the threads of the process."""
+    """Return what was computed with: the GPU, or the processor and its speed; torch, and the threads of the process."""
     described = machine()
-    processor = described["gpu" if device.type == "cuda" else "cpu"]
-    return {"machine": processor, "torch": described["torch"], "threads": described["threads"]}
+    shared = {"torch": described["torch"], "threads": described["threads"]}
+    if device.type == "cuda":
+        return {"machine": described["gpu"], **shared}
+    rate = round(matrix_product_rate(torch.float32) / 1e9)
+    return {"machine": described["cpu"], **shared, "matrix_product_gflop_per_second": rate}
 
 
 def trained(run: Run, config: Config, progress: Progress, out: Path, begun: Mapping[str, Any]) -> dict[str, Any]:

@@ -94,15 +94,17 @@ def _gains(gains: Sequence[Record]) -> str:
 
 
 def _costs(rows: Sequence[Group]) -> str:
+    """Return what each row's first seed took, for others may have been trained on another machine."""
     cells = []
     for name, data, runs in rows:
-        question = runs[0].get("milliseconds_of_a_question", {})
+        first = runs[0]
+        question = first.get("milliseconds_of_a_question", {})
         reached = [run["coarse_recall_at_k"] for run in runs if "rerank" in run]
         cells.append(
             [
-                *(name, data, str(runs[0]["steps"])),
-                f"{mean(run['seconds_a_step'] for run in runs):.2f}",
-                f"{mean(run['seconds_of_training'] for run in runs) / 60:.0f}",
+                *(name, data, str(first["steps"])),
+                f"{first['seconds_a_step']:.2f}",
+                f"{first['seconds_of_training'] / 60:.0f}",
                 ", ".join(str(run["best_step"]) for run in runs),
                 *(f"{question[part]:.1f}" if part in question else "-" for part in ("hear", "rank", "match")),
                 *(_percent(mean(of[direction] for of in reached)) if reached else "-" for direction in DIRECTIONS),
