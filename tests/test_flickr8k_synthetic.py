@@ -30,9 +30,10 @@ from saysee.config import load_config
 from saysee.data import speech_synthesis
 from saysee.data.speech_synthesis.base import Voice
 from saysee.evaluation.bootstrap import paired_difference
-from saysee.evaluation.metrics import RankCounts
+from saysee.evaluation.metrics import RECALLS, RankCounts, summarize
 from saysee.evaluation.results import DIRECTIONS, Results, StageResult, read_results
 from saysee.features.audio import SAMPLE_RATE, load_waveform
+from saysee.models.retrieval_model import SpeechImageModel
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks" / "flickr8k_synthetic"
@@ -43,7 +44,7 @@ class Suite:
     """The suite's modules, imported as it imports them."""
 
     def __init__(self) -> None:
-        for name in ("corpus", "figures", "gains", "measure", "plan", "rival", "sheets", "suite", "table"):
+        for name in ("corpus", "figures", "gains", "measure", "plan", "reranking", "rival", "sheets", "suite", "table"):
             setattr(self, name, importlib.import_module(f"flickr8k_synthetic.{name}"))
 
     corpus: ModuleType
@@ -51,6 +52,7 @@ class Suite:
     gains: ModuleType
     measure: ModuleType
     plan: ModuleType
+    reranking: ModuleType
     rival: ModuleType
     sheets: ModuleType
     suite: ModuleType
@@ -196,6 +198,17 @@ def test_one_command_makes_everything_and_the_next_does_nothing_twice(
     explored = runs_on_record(tmp_path, "flickr8k_synthetic_dev")
     assert [run["key"]["changes"] for run in explored] == changes
     assert [(run["captions"], run["fusion"]) for run in explored] == [(5, "match+scaled-similarity"), (5, "match")]
+    ranked = {model["key"]["captions"]: model for model in on_record(tmp_path, "flickr8k_synthetic_dev")["reranking"]}
+    assert set(ranked) == {2, 5}
+    (folder,) = (tmp_path / "runs" / "flickr8k_synthetic" / "models").glob(f"all-2*{full['key']['recipe']}/")
+    measured = suite.measure.evaluate_on_manifest(SpeechImageModel.from_pretrained(folder), manifest, "dev")
+    for rule, stage in (("similarity", "coarse"), ("match+scaled-similarity", "fine")):
+        found = summarize(measured.ranking(stage, "speech_to_image").counts)
+        assert {name: ranked[2]["rules"][rule][name] for name in RECALLS} == pytest.approx(
+            {name: found[name] for name in RECALLS}, abs=1e-4
+        )
+    losses = [rule["log_loss"] for rule in ranked[2]["rules"].values()]
+    assert ranked[2]["rules"]["fitted weights"]["log_loss"] == min(losses)
     printed = capsys.readouterr().out
     document = (tmp_path / "docs" / "results.md").read_text()
     for said in ("| contrast only, equal time ", "| 5 an image, 40% wrong ", "| recognised text, 33.3 % of the words "):
@@ -210,6 +223,7 @@ def test_one_command_makes_everything_and_the_next_does_nothing_twice(
     monkeypatch.setattr(suite.suite, "carry_out", None)
     monkeypatch.setattr(suite.suite, "measure_zero_shot", None)
     monkeypatch.setattr(suite.suite, "question_time", None)
+    monkeypatch.setattr(suite.reranking, "reranking", None)
     monkeypatch.setattr(suite.rival, "train", None)
     suite.suite.main(command)
     assert runs_on_record(tmp_path) == records
@@ -299,7 +313,7 @@ def test_what_was_tried_on_dev_is_shown_row_by_row_the_rival_behind_them(suite: 
 
     explored = [tried("recognised text", "coarse"), tried("all", "coarse", "fine"), tried("contrast", "coarse")]
     explored += [tried("matching-hard", "coarse", changes=(*suite.plan.LISTED, "training.learning_rate=0.001"))]
-    lines = suite.table.tables([], [], explored)["dev"].splitlines()
+    lines = suite.table.tables({"runs": []}, {"runs": explored})["dev"].splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")][2:]
     names = ["contrast only", "+ matching, list, learning rate 0.001", "full method", "recognised text"]
     assert [row[0] for row in rows] == names
@@ -331,11 +345,19 @@ def test_a_gain_is_over_the_seeds_of_both(suite: Suite) -> None:
     assert alone == pytest.approx([0.2, difference.low, difference.high, 0.2, 0.2], abs=1e-4)
 
 
+def test_fitted_weights_are_those_that_the_right_candidates_were_drawn_by(suite: Suite) -> None:
+    drawn = torch.Generator().manual_seed(0)
+    logits = torch.randn(20_000, 8, 2, generator=drawn)
+    chances = (logits @ torch.tensor([1.5, -0.5])).softmax(1)
+    right = torch.nn.functional.one_hot(chances.multinomial(1, generator=drawn)[:, 0], 8).bool()
+    right[:5_000] = False  # not among the candidates
+    assert suite.reranking.fitted_weights(logits, right) == pytest.approx([1.5, -0.5], abs=0.05)
+
+
 def test_the_document_says_what_the_record_says(suite: Suite) -> None:
     """Whoever edits a table by hand, or adds a run and does not make the tables, is told so."""
     document = (ROOT / "docs" / "results.md").read_text()
-    records, explored = suite.measure.on_record("test"), suite.measure.finished("dev")
-    made = suite.table.tables(records["runs"], records["gains"], explored)
+    made = suite.table.tables(suite.measure.on_record("test"), suite.measure.on_record("dev"))
     assert suite.table.written_into(document, made) == document
     filled = {name for name, table in made.items() if len(table.splitlines()) > 2}
     assert filled == set(re.findall(r"<!-- flickr8k_synthetic: (.+?) -->", document))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from flickr8k_synthetic.measure import finished, put_gains_on_record, results_file
+from flickr8k_synthetic.measure import finished, put_figures_on_record, results_file
 from flickr8k_synthetic.plan import FULL, OWN_BEST, Run, config_for, planned_rows
 from saysee.evaluation.ablation import BASELINE, ROWS
 from saysee.evaluation.bootstrap import LEVEL, difference_draws, interval_of
@@ -32,7 +32,7 @@ def measure_gains() -> None:
         if has_fine_stage(row):  # each seed by itself: what re-ranking adds to what it re-ranks
             alone = gain([*zip(ours, ours, strict=True)], stages=("fine",))
             gains.append({**said, "over": "its own coarse stage", "seeds of that": said["seeds"], "gain": alone})
-    put_gains_on_record(gains)
+    put_figures_on_record("test", "gains", gains)
 
 
 def baselines(row: Run) -> dict[str, Run]:

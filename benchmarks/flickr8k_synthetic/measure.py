@@ -47,7 +47,7 @@ def finished(split: Split) -> list[dict[str, Any]]:
 
 
 def on_record(split: Split) -> dict[str, Any]:
-    """Return all figures of the record: `runs`, and on test `gains` between them."""
+    """Return all figures of the record: `runs`; on test `gains` between them, on dev what `reranking` does in them."""
     path = RESULTS / f"{record_name(split)}.json"
     figures: dict[str, Any] = json.loads(path.read_text())["figures"] if path.exists() else {"runs": []}
     return figures
@@ -62,10 +62,10 @@ def put_on_record(split: Split, record: Mapping[str, Any]) -> None:
         _keep(split, {**figures, "runs": [*others, {**known, **record}]})
 
 
-def put_gains_on_record(gains: Sequence[Mapping[str, Any]]) -> None:
-    """Keep what the rows gain, in the place of what they were said to gain before."""
+def put_figures_on_record(split: Split, name: str, figures: Sequence[Mapping[str, Any]]) -> None:
+    """Keep figures that are no run's own, in the place of those that had the name before."""
     with sole_process(RUNS / "record.lock", "writing the record", wait=True):
-        _keep("test", {**on_record("test"), "gains": gains})
+        _keep(split, {**on_record(split), name: figures})
 
 
 def _keep(split: Split, figures: dict[str, Any]) -> None:

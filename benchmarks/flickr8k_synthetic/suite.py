@@ -17,6 +17,8 @@ FLICKR8K holds `Flickr8k.token.txt`, the three split lists, and the photographs 
 - gains: what each row gains over contrast only, with paired intervals; from the ranks beside the record.
 - questions: how long a spoken question takes on this machine's processor, and with `--picture-words` the zero-shot
   question; asked of the models that lie here.
+- reranking: what the fine stage knows that the coarse one does not, on dev, by each rule of fusion and by fitted
+  weights (`reranking`); asked of the models that lie here.
 - rival: speech recognition, then the same head on sentence embeddings (`rival`).
 - table: the tables of docs/results.md, into it and on the terminal, and two figures into `docs`; from the records
   alone.
@@ -46,6 +48,7 @@ from flickr8k_synthetic.measure import (
     question_time,
 )
 from flickr8k_synthetic.plan import COMPARED, RECIPES, Run, config_for, plan, planned_records, record_of
+from flickr8k_synthetic.reranking import measure_reranking
 from flickr8k_synthetic.rival import measure_rival
 from flickr8k_synthetic.sheets import write_sheets
 from flickr8k_synthetic.table import DOCUMENT, tables, written_into
@@ -57,7 +60,7 @@ from saysee.files import sole_process, write_text
 from saysee.models.retrieval_model import SpeechImageModel
 from saysee.workflows import extract_on_manifest
 
-STAGES = ("speak", "features", "runs", "gains", "questions", "rival", "table", "sheets")
+STAGES = ("speak", "features", "runs", "gains", "questions", "reranking", "rival", "table", "sheets")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -101,13 +104,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             measure_gains()
         elif stage == "questions":
             ask_models(options.picture_words)
+        elif stage == "reranking":
+            measure_reranking()
         elif stage == "rival":
             for count in captions:
                 measure_rival(count, options.split)
         elif stage == "table":
             for figure, draw in FIGURES.items():
                 write_text(figure, draw(finished("test")))
-            made = tables(finished("test"), on_record("test").get("gains", []), finished("dev"))
+            made = tables(on_record("test"), on_record("dev"))
             write_text(DOCUMENT, written_into(DOCUMENT.read_text(encoding="utf-8"), made))
             print("\n\n".join(f"{name}\n\n{table}" for name, table in made.items()))
         else:

@@ -7,6 +7,7 @@ from statistics import mean
 from typing import Any
 
 from flickr8k_synthetic.plan import planned_rows, run_of
+from flickr8k_synthetic.reranking import FITTED
 from flickr8k_synthetic.rival import HEARD, WRITTEN
 from saysee.evaluation.ablation import ROWS
 from saysee.evaluation.metrics import RECALLS
@@ -22,25 +23,25 @@ Group = tuple[str, str, list[Record]]
 """How a row is called, which data it had, and the records of its seeds."""
 
 
-def tables(records: Sequence[Record], gains: Sequence[Record], explored: Sequence[Record]) -> dict[str, str]:
+def tables(test: Mapping[str, Sequence[Record]], dev: Mapping[str, Sequence[Record]]) -> dict[str, str]:
     """Return all tables as Markdown, by their names.
 
     Args:
-        records: read on test.
-        gains: of rows over contrast only, on test.
-        explored: read on dev.
+        test: the figures of what was read on test; see `measure.on_record`.
+        dev: of what was read on dev.
     """
-    rows = groups(records)
+    rows = groups(test["runs"])
     return {
         "recall": _by_seed(rows, STAGES),
-        "gain": _gains(gains),
+        "gain": _gains(test.get("gains", [])),
         "cost": _costs(rows),
         "many candidates": _by_seed(
             [(f"{name}, k = {run['rerank']}", data, [run]) for name, data, [run] in _measured(rows, "many_candidates")],
             ("fine",),
         ),
         "zero-shot": _by_seed(_measured(rows, "zero_shot"), STAGES),
-        "dev": _trials(explored),
+        "reranking": _rules(dev.get("reranking", [])),
+        "dev": _trials(dev["runs"]),
     }
 
 
@@ -114,6 +115,20 @@ def _costs(rows: Sequence[Group]) -> str:
     headers += ["ms to hear a question", "ms to rank", "ms to match k"]
     headers += [f"{DIRECTION_NAMES[direction]}, % among the k" for direction in DIRECTIONS]
     return markdown_table(headers, cells)
+
+
+def _rules(models: Sequence[Record]) -> str:
+    """Return what the candidates of each model are when they are ranked by each rule."""
+    cells = []
+    for record in models:
+        run, weights = run_of(record["key"]), record["weights"]
+        fitted = f"{weights['match']:.2f} match + {weights['similarity']:.2f} scaled similarity"
+        for rule, found in record["rules"].items():
+            name = fitted if rule == FITTED else rule
+            recalls = [_percent(found[recall]) for recall in RECALLS]
+            loss = f"{found['log_loss']:.2f}"
+            cells.append([run.title, _data(run.captions, run.noise), str(run.seed), name, *recalls, loss])
+    return markdown_table(["row", "training captions", "seed", "ranked by", *RECALLS, "loss among the k"], cells)
 
 
 def _trials(explored: Sequence[Record]) -> str:
