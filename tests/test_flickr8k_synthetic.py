@@ -272,7 +272,7 @@ def test_the_plan_has_the_rows_and_seeds_of_the_evidence(suite: Suite) -> None:
     seeds = Counter((run.row, run.changes, run.captions, run.noise, run.equal_time) for run in runs)
     compared = suite.plan.COMPARED
     assert [row for row, _ in compared] == ["contrast", "all", "matching-hard"]
-    several = (*compared, ("contrast", suite.plan.OWN_BEST), ("matching-random", ()))
+    several = (*compared, ("contrast", suite.plan.OWN_BEST))
     assert {seeds[*row, 2, 0.0, False] for row in several} == {3}
     assert {run.row for run in runs if run.captions == 5} == {"contrast", "all"}
     assert {seeds[row, (), 2, 0.4, False] for row in ("contrast", "all", "distillation")} == {1}
