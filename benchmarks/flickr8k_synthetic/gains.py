@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from flickr8k_synthetic.measure import finished, put_figures_on_record, results_file
-from flickr8k_synthetic.plan import FULL, OWN_BEST, Run, config_for, planned_rows
-from saysee.evaluation.ablation import BASELINE, ROWS
+from flickr8k_synthetic.plan import FULL, OWN_BEST, Run, config_for, has_fine_stage, planned_rows
+from saysee.evaluation.ablation import BASELINE
 from saysee.evaluation.bootstrap import LEVEL, difference_draws, interval_of
 from saysee.evaluation.metrics import RECALLS, FloatArray, summarize
 from saysee.evaluation.results import DIRECTIONS, STAGES, Results, Stage, StageResult, read_results, with_mean
@@ -48,11 +48,6 @@ def baselines(row: Run) -> dict[str, Run]:
     held = {"contrast only": baseline}
     held |= {best.title: best} if has_fine_stage(row) else {}
     return held | ({longer.title: longer} if row.row == FULL else {})
-
-
-def has_fine_stage(row: Run) -> bool:
-    """Return whether a row of the ablation matches."""
-    return bool(ROWS[row.row].get("matching", True))
 
 
 def gain(pairs: Sequence[tuple[Results, Results]], stages: Sequence[Stage] = STAGES) -> dict[str, list[float]]:

@@ -97,9 +97,13 @@ def plan() -> list[Run]:
     runs = [*compared, Run(BASELINE, equal_time=True), Run(BASELINE, captions=5), Run(FULL, captions=5)]
     runs += [Run(row, noise=0.4) for row in (BASELINE, FULL, "distillation")]
     runs += [Run(row) for row in ROWS if row not in (BASELINE, FULL)]
-    best = Run(BASELINE, changes=OWN_BEST)
-    again = [*compared, best]
-    return [*runs, best, *(replace(run, seed=seed) for seed in (1, 2) for run in again)]
+    runs += [best := Run(BASELINE, changes=OWN_BEST)]
+    return runs + [replace(run, seed=seed) for seed in (1, 2) for run in (*compared, best)]
+
+
+def has_fine_stage(row: Run) -> bool:
+    """Return whether a row of the ablation matches."""
+    return bool(ROWS[row.row].get("matching", True))
 
 
 def config_for(run: Run, records: Iterable[Mapping[str, Any]]) -> Config | None:

@@ -15,27 +15,28 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flickr8k_synthetic.corpus import corpus
-from flickr8k_synthetic.gains import has_fine_stage
 from flickr8k_synthetic.measure import finished, model_folder, on_record, put_figures_on_record
-from flickr8k_synthetic.plan import config_for, planned_records
+from flickr8k_synthetic.plan import config_for, has_fine_stage, planned_records
 from saysee.config import Fusion, SearchConfig
-from saysee.data.collate import pad_speech
 from saysee.data.manifest import SpokenCaption
-from saysee.evaluation.metrics import RECALLS, count_ranks, recall_at
-from saysee.evaluation.retrieval import reordered
+from saysee.evaluation.metrics import RECALLS, count_ranks, summarize
+from saysee.evaluation.retrieval import encode_images, encode_speech, reordered
 from saysee.features.store import default_cache_folder
 from saysee.models.retrieval_model import SpeechImageModel
 from saysee.search.reranker import best_candidates, fuse, match_logits
 from saysee.workflows import features_of
 
 COARSE, FITTED = "similarity", "fitted weights"
+BATCH = 32
+"""Recordings or pictures encoded together; changes no figure."""
 
 
 def measure_reranking() -> None:
     """Put on record what re-ranking does on dev in the models of the plan that lie here and are not on record yet."""
     found = on_record("dev").get("reranking", [])
-    for run, record in planned_records(finished("test")):
-        config = config_for(run, finished("test"))
+    records = finished("test")
+    for run, record in planned_records(records):
+        config = config_for(run, records)
         if config is None or not has_fine_stage(run) or any(other["key"] == record["key"] for other in found):
             continue
         if (folder := model_folder(run, config)).exists():
@@ -56,17 +57,13 @@ def reranking(model: SpeechImageModel, captions: Sequence[SpokenCaption]) -> dic
     speech, pictures, _ = features_of(model, captions, default_cache_folder(), progress=True)
     paths = {caption.image_id: caption.image for caption in captions}
     number = {image_id: row for row, image_id in enumerate(paths)}
-    images = model.image_encoder(torch.stack(pictures.read(list(paths.values()))).float())
-    tokens = images.hidden.half()  # as evaluation and an index have them
+    embedding, tokens = encode_images(model, list(paths.values()), pictures, BATCH)
     k = model.config.search.rerank
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    for start in range(0, len(captions), 32):
-        asked = captions[start : start + 32]
-        hidden, mask = pad_speech(speech.read([caption.audio for caption in asked]))
-        heard = model.speech_encoder(hidden.float(), mask)
-        similarity = model.similarity(heard, images)
+    for heard in encode_speech(model, captions, speech, BATCH):
+        similarity = heard.embedding @ embedding.T
         best = best_candidates(similarity, k)
-        rows = torch.arange(len(asked)).repeat_interleave(best.shape[1])
+        rows = torch.arange(len(best)).repeat_interleave(best.shape[1])
         logits = match_logits(model, heard, tokens, rows, best.flatten()).view_as(best)
         parts.append((similarity, best, logits))
     similarity, best, match = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -74,7 +71,8 @@ def reranking(model: SpeechImageModel, captions: Sequence[SpokenCaption]) -> dic
     relevant = F.one_hot(right, len(paths)).bool()
     among = similarity.gather(1, best)
     scaled = among / model.temperature
-    weights = fitted_weights(torch.stack([match, scaled], -1), best == right[:, None])
+    found = best == right[:, None]
+    weights = fitted_weights(torch.stack([match, scaled], -1), found)
     scores: Mapping[str, Tensor] = {
         COARSE: scaled,
         **{rule: fuse(match, among, model.temperature, SearchConfig(k, rule)) for rule in get_args(Fusion)},
@@ -85,10 +83,11 @@ def reranking(model: SpeechImageModel, captions: Sequence[SpokenCaption]) -> dic
         "weights": {"match": round(weights[0], 3), "similarity": round(weights[1], 3)},
         "rules": {
             rule: {
-                **_recalls(reordered(similarity, best, score), relevant),
-                "log_loss": round(log_loss(score, best == right[:, None]).item(), 4),
+                **{name: round(measured[name], 4) for name in RECALLS},
+                "log_loss": round(log_loss(score, found).item(), 4),
             }
             for rule, score in scores.items()
+            for measured in [summarize(count_ranks(reordered(similarity, best, score), relevant))]
         },
     }
 
@@ -119,8 +118,3 @@ def log_loss(scores: Tensor, right: Tensor) -> Tensor:
     """Return the mean of -log(softmax) at the right candidate over the questions (Q, k) that have one."""
     asked = right.any(1)
     return -scores[asked].log_softmax(1)[right[asked]].mean()
-
-
-def _recalls(scores: Tensor, relevant: Tensor) -> dict[str, float]:
-    counts = count_ranks(scores, relevant)
-    return {name: round(float(recall_at(counts, k).mean()), 4) for name, k in RECALLS.items()}

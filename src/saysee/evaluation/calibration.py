@@ -5,6 +5,7 @@ Shapes: Q recordings, N pictures.
 
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saysee.data.collate import pad_speech
 from saysee.data.extraction import Features
 from saysee.data.manifest import SpokenCaption
 from saysee.errors import SayseeError
+from saysee.evaluation.retrieval import encode_speech
 from saysee.models.calibration import BACKGROUND, Calibration, standardised
 from saysee.models.retrieval_model import SpeechImageModel
 
@@ -75,15 +76,13 @@ def calibrate(
         columns[shown[image_id]].append(column)
     parts = []
     chosen = _spread(captions, MOST_RECORDINGS)
-    for start in range(0, len(chosen), batch_size):
-        batch = chosen[start : start + batch_size]
-        hidden, mask = pad_speech(speech.read([caption.audio for caption in batch]))
-        encoding = model.speech_encoder(hidden.to(model.device).float(), mask.to(model.device))
-        for caption, similarity in zip(batch, (encoding.embedding @ image_embedding.T).cpu(), strict=True):
-            mismatched = torch.ones(len(image_ids), dtype=torch.bool)
-            mismatched[columns.get(caption.shown, [])] = False
-            others = similarity[mismatched]
-            parts.append(standardised(others, others))
+    encodings = encode_speech(model, chosen, speech, batch_size)
+    similarities = ((encoding.embedding @ image_embedding.T).cpu() for encoding in encodings)
+    for caption, similarity in zip(chosen, chain.from_iterable(similarities), strict=True):
+        mismatched = torch.ones(len(image_ids), dtype=torch.bool)
+        mismatched[columns.get(caption.shown, [])] = False
+        others = similarity[mismatched]
+        parts.append(standardised(others, others))
     scores = torch.cat(parts).numpy()
     quantiles = np.quantile(scores, np.arange(100) / 100).tolist()
     beyond = scores[scores > quantiles[-1]]

@@ -80,12 +80,10 @@ def evaluate_retrieval(
     image_clusters = tuple(shown[image_id] for image_id in image_ids)
     caption_clusters = tuple(caption.shown for caption in ordered)
 
-    image_embedding, image_hidden = _encode_images(
+    image_embedding, image_hidden = encode_images(
         model, [paths[image_id] for image_id in image_ids], images, batch_size
     )
-    speech_embedding = torch.cat(
-        [encoding.embedding for encoding in _encode_speech(model, ordered, speech, batch_size)]
-    )
+    speech_embedding = torch.cat([encoding.embedding for encoding in encode_speech(model, ordered, speech, batch_size)])
     number = {name: row for row, name in enumerate(dict.fromkeys(shown.values()))}
     asked_for = torch.tensor([number[caption.shown] for caption in ordered])
     relevant = asked_for[:, None] == torch.tensor([number[shown[image_id]] for image_id in image_ids])[None]
@@ -143,7 +141,7 @@ def _stage(
     return StageResult(stage, direction, counts, query_ids, clusters, scores.shape[1])
 
 
-def _encode_images(
+def encode_images(
     model: SpeechImageModel, paths: Sequence[Path], images: Features, batch_size: int
 ) -> tuple[Tensor, Tensor]:
     """Return embeddings (N, E) and projected tokens (N, P, H); the tokens in float16, as an index keeps them."""
@@ -156,9 +154,10 @@ def _encode_images(
     return torch.cat(embeddings), torch.cat(hiddens)
 
 
-def _encode_speech(
+def encode_speech(
     model: SpeechImageModel, captions: Sequence[SpokenCaption], speech: Features, batch_size: int
 ) -> Iterator[SpeechEncoding]:
+    """Yield the encodings of the recordings, so many together, in the order of the captions."""
     for start in range(0, len(captions), batch_size):
         clips = speech.read([caption.audio for caption in captions[start : start + batch_size]])
         hidden, mask = pad_speech(clips)
@@ -201,7 +200,7 @@ def _match_candidates(
     scored = torch.empty(len(pairs))
     bounds = torch.searchsorted(recording, torch.arange(0, len(captions) + batch_size, batch_size)).tolist()
     batches = tqdm(
-        _encode_speech(model, captions, speech, batch_size),
+        encode_speech(model, captions, speech, batch_size),
         "matching",
         total=len(bounds) - 1,
         unit="batch",
